@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::agent::handles::Agent;
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::config::{Config, NodeAllocatable};
 use crate::kubelet::node::NodeMemory;
 use crate::lock;
@@ -26,10 +26,10 @@ pub type OnConfig = Box<dyn Fn(&Config) + Send + Sync>;
 pub struct Configurator {
     state: SharedState,
     reports: Arc<Reports>,
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<WorkItem>,
     host: PathBuf,
     on_config: OnConfig,
-    /// The brake's record, as long as its file could not be written. The lock also serializes
+    /// The brake's record, if the plugin could not write its file yet. The lock also serializes
     /// changes of the settings. The holder may read and write files, so the event loop never takes
     /// this lock.
     unstored: Mutex<Option<brake::Record>>,
@@ -58,7 +58,7 @@ impl Configurator {
         }
     }
 
-    fn enqueue(&self, work: Work) {
+    fn enqueue(&self, work: WorkItem) {
         // The receiver lives as long as the program.
         let _ = self.work.send(work);
     }
@@ -67,24 +67,24 @@ impl Configurator {
     pub fn reconfigure(&self, config: Config, file: &str) {
         self.apply_config(Some(config));
         info!(file, "configuration changed");
-        self.enqueue(Work::All);
+        self.enqueue(WorkItem::All);
     }
 
     /// Checks whether `plimsoll restore` was called or the brake was reset. After a change,
     /// reconciles all containers.
-    pub fn look_whether_to_stand_aside(&self) {
+    pub fn check_markers(&self) {
         let mut unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
         let (settings, _) = self.discover(before.config.clone(), &mut unstored);
-        if settings.stand_aside != before.stand_aside {
-            self.tell_whether_it_stands_aside(&settings);
+        if settings.is_restored != before.is_restored {
+            self.log_restore_state(&settings);
         } else if settings.brake != before.brake {
-            self.say_mode(&settings);
+            self.log_mode(&settings);
         } else {
             return;
         }
         self.set(settings);
-        self.enqueue(Work::All);
+        self.enqueue(WorkItem::All);
     }
 
     /// Applies the brake: the plugin behaves as in observe mode until an operator resets the brake.
@@ -97,13 +97,13 @@ impl Configurator {
         }
         let before = self.state.containers.settings();
         let (settings, _) = self.discover(before.config.clone(), &mut unstored);
-        self.say_mode(&settings);
+        self.log_mode(&settings);
         self.set(settings);
-        self.enqueue(Work::All);
+        self.enqueue(WorkItem::All);
     }
 
     /// Logs that the plugin is in observe mode, and which raised limits stay.
-    fn say_mode(&self, settings: &Settings) {
+    fn log_mode(&self, settings: &Settings) {
         if !settings.observes() {
             return;
         }
@@ -123,8 +123,8 @@ impl Configurator {
         }
     }
 
-    fn tell_whether_it_stands_aside(&self, settings: &Settings) {
-        if settings.stand_aside {
+    fn log_restore_state(&self, settings: &Settings) {
+        if settings.is_restored {
             warn!(
                 "'plimsoll restore' was called: the plugin sets nothing until 'plimsoll restore \
                  --undo'"
@@ -184,13 +184,13 @@ impl Configurator {
                 info!("node allocatable is {bytes} bytes, as configured")
             }
         }
-        if settings.stand_aside {
-            self.tell_whether_it_stands_aside(&settings);
+        if settings.is_restored {
+            self.log_restore_state(&settings);
         } else {
-            self.say_mode(&settings);
+            self.log_mode(&settings);
         }
         if let (Some(kept), None, false) =
-            (config.node_guard, settings.planned_guard_line(), settings.stand_aside)
+            (config.node_guard, settings.planned_guard_limit(), settings.is_restored)
         {
             let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
             warn!(
@@ -231,7 +231,7 @@ impl Configurator {
         if settings.node != before.node {
             info!("{memory}");
             self.set(settings);
-            self.enqueue(Work::All);
+            self.enqueue(WorkItem::All);
         }
     }
 }

@@ -33,7 +33,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use crate::cgroup::watch::{Change, Watch};
+use crate::cgroup::watch::{CgroupChange, Watch};
 use crate::cgroup::{Cgroup, CgroupError, CgroupRoot, Reclaimed};
 use crate::report::Reports;
 use crate::state::containers::Containers;
@@ -45,21 +45,21 @@ use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
 
 /// Interval of the check of kubepods in addition to inotify. The kernel may have lost an inotify
 /// event, or kubepods may be another cgroup now.
-const EVERY: Duration = Duration::from_secs(10);
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Interval of the attempts to set a waiting limit.
-const SOON: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Delay before the check of a file that has just changed.
-const AT_ONCE: Duration = Duration::from_millis(50);
+const RECHECK_DELAY: Duration = Duration::from_millis(50);
 
 /// Time for one attempt to reclaim memory. Pods may allocate memory as fast as the kernel reclaims
 /// it.
-const PATIENCE: Duration = Duration::from_secs(10);
+const RECLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum amount of memory per write to `memory.reclaim`. The write waits until the kernel has
 /// written back dirty pages.
-const STEP: Bytes = Bytes::new(64 << 20);
+const RECLAIM_STEP: Bytes = Bytes::new(64 << 20);
 
 /// Returns whether `cgroup` is the recorded kubepods and holds a limit of the guard.
 fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError> {
@@ -76,11 +76,11 @@ pub fn is_in_force(root: &CgroupRoot, levels: &Levels) -> bool {
 }
 
 /// Result of an attempt to set the guard limit.
-enum Attempt {
+enum SetResult {
     /// The plugin has set the limit and read it back.
     Set,
     /// Pods use more than the limit, and the kernel could not reclaim enough.
-    NoRoom(Usage),
+    UsageAbove(Usage),
     /// The file has changed, or the desired limit has changed. The plugin wrote nothing.
     Changed,
     /// The plugin wrote the limit, but another program has written another value since.
@@ -115,7 +115,7 @@ struct State {
     /// Waiting limit that the plugin has reported, and the time of the next attempt.
     waits: Option<(Bytes, Instant)>,
     is_failing: bool,
-    /// Whether the log has reported that the node has no cgroup of the system to protect.
+    /// Whether the log has reported that the node has no system.slice to protect.
     is_half: bool,
 }
 
@@ -149,35 +149,35 @@ impl Guard {
         let mut watched = None;
         loop {
             settings.mark_unchanged();
-            if self.line().is_none() && state.record.is_none() {
+            if self.desired_limit().is_none() && state.record.is_none() {
                 watched = None;
                 let changed = settings.changed();
                 // The marker file of `plimsoll restore` exists, but the settings do not contain it
                 // yet. The user may remove it before the settings change.
-                if self.containers.settings().guard_line().is_some() {
-                    let _ = timeout(EVERY, changed).await;
+                if self.containers.settings().guard_limit().is_some() {
+                    let _ = timeout(CHECK_INTERVAL, changed).await;
                 } else {
                     let _ = changed.await;
                 }
                 continue;
             }
-            self.look_for_the_system(&mut state);
+            self.warn_if_system_is_missing(&mut state);
             // Watch the cgroup before the check, so that no write is missed in between. Add the
             // watch on each pass, because kubepods may be another cgroup now.
             watched = self.watch(watched);
-            let again = match self.look(&mut state, written).await {
+            let again = match self.step(&mut state, written).await {
                 Ok(again) => {
                     state.is_failing = false;
                     again
                 }
-                Err(CgroupError::Gone(_)) => EVERY,
+                Err(CgroupError::Gone(_)) => CHECK_INTERVAL,
                 Err(error) => {
                     if !std::mem::replace(&mut state.is_failing, true) {
-                        let seconds = EVERY.as_secs();
+                        let seconds = CHECK_INTERVAL.as_secs();
                         warn!(%error, "cannot set the limit of all pods together (nodeGuard); \
                                        the plugin tries again every {seconds} s. Logged once");
                     }
-                    EVERY
+                    CHECK_INTERVAL
                 }
             };
             written = tokio::select! {
@@ -190,19 +190,19 @@ impl Guard {
 
     /// Returns the desired guard limit. Returns `None` after `plimsoll restore`, which restores the
     /// file itself.
-    fn line(&self) -> Option<Bytes> {
+    fn desired_limit(&self) -> Option<Bytes> {
         self.containers
             .settings()
-            .guard_line()
+            .guard_limit()
             .filter(|_| matches!(is_restored(&self.host), Ok(false)))
     }
 
-    /// Warns once if the node has no cgroup of the system to protect, so that half of the guard is
-    /// missing.
-    fn look_for_the_system(&self, state: &mut State) {
+    /// Warns once if the node has no system.slice, because the guard then protects no memory of the
+    /// system.
+    fn warn_if_system_is_missing(&self, state: &mut State) {
         let settings = self.containers.settings();
         let system = CgroupPath::system_slice();
-        let is_wanted = settings.config.reserved.is_empty() && settings.guard_line().is_some();
+        let is_wanted = settings.config.reserved.is_empty() && settings.guard_limit().is_some();
         let is_missing =
             is_wanted && matches!(self.root.cgroup(&system), Err(CgroupError::Gone(_)));
         if is_missing && !std::mem::replace(&mut state.is_half, is_missing) {
@@ -226,19 +226,19 @@ impl Guard {
         watch.inspect_err(|error| debug!(%error, "cannot watch kubepods")).ok()
     }
 
-    /// Does the next action. `written` is true if inotify has reported a write to the file. Returns
-    /// the delay before the next call.
-    async fn look(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
-        let Some((path, cgroup)) = self.levels.open_kubepods()? else { return Ok(EVERY) };
+    /// Takes the next step. `written` is true if inotify has reported a write to `memory.max`.
+    /// Returns the delay before the next call.
+    async fn step(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
+        let Some((path, cgroup)) = self.levels.open_kubepods()? else { return Ok(CHECK_INTERVAL) };
         let inode = cgroup.inode()?;
         if let Some(record) = &state.record
             && (record.cgroup != path || record.inode != inode)
         {
-            self.put_back_former(record)?;
+            self.restore_former(record)?;
             self.forget(state);
         }
         let observed = cgroup.read(Knob::Max)?;
-        match guard_step(self.line(), observed, state.record.as_ref()) {
+        match guard_step(self.desired_limit(), observed, state.record.as_ref()) {
             GuardStep::Nothing => state.waits = None,
             GuardStep::Forget => {
                 state.waits = None;
@@ -253,64 +253,64 @@ impl Guard {
                 let unguarded = Incident::Unguarded { desired: before, observed };
                 self.reports.report(&Subject::from(&path), &unguarded);
             }
-            GuardStep::Set { line, before } => {
+            GuardStep::Set { limit, before } => {
                 let kubepods = Kubepods { path, cgroup, inode, observed };
-                return self.set_limit(state, kubepods, line, before, written).await;
+                return self.set_limit(state, kubepods, limit, before, written).await;
             }
         }
-        Ok(EVERY)
+        Ok(CHECK_INTERVAL)
     }
 
     /// Sets the guard limit if a change is due. `before` is the value without the guard. Returns
-    /// the delay before the next call of `look`.
+    /// the delay before the next step.
     async fn set_limit(
         &self,
         state: &mut State,
         kubepods: Kubepods,
-        line: Bytes,
+        limit: Bytes,
         before: Limit,
         written: bool,
     ) -> Result<Duration, CgroupError> {
-        let was_set =
-            !state.is_unsure && state.record.as_ref().is_some_and(|record| record.lines == [line]);
-        if let Some(wait) = self.wait_before_set(state, &kubepods, line, was_set, written) {
+        let was_set = !state.is_unsure
+            && state.record.as_ref().is_some_and(|record| record.limits == [limit]);
+        if let Some(wait) = self.wait_before_set(state, &kubepods, limit, was_set, written) {
             return Ok(wait);
         }
         let Kubepods { path, cgroup, inode, observed } = kubepods;
-        let lines = [observed.bytes().filter(|_| observed != before), Some(line)];
-        let lines = lines.into_iter().flatten().collect();
-        let record = GuardRecord { cgroup: path.clone(), inode, before, lines };
-        let attempt = self.set(cgroup, line, observed, record.clone()).await;
-        if matches!(attempt, Ok(Attempt::Overwritten) | Err(_)) {
+        let limits = [observed.bytes().filter(|_| observed != before), Some(limit)];
+        let limits = limits.into_iter().flatten().collect();
+        let record = GuardRecord { cgroup: path.clone(), inode, before, limits };
+        let attempt = self.set(cgroup, limit, observed, record.clone()).await;
+        if matches!(attempt, Ok(SetResult::Overwritten) | Err(_)) {
             // The record's file may exist now. A later pass must either remove the record or
             // restore `memory.max`.
             (state.record, state.is_unsure) = (Some(record.clone()), true);
         }
         let subject = Subject::from(&path);
         match attempt? {
-            Attempt::Changed | Attempt::Overwritten => return Ok(AT_ONCE),
-            Attempt::NoRoom(usage) => {
-                let due = Instant::now() + SOON;
-                if state.waits.replace((line, due)).is_none_or(|(former, _)| former != line) {
-                    let waits = LowerLimit { limit: line.into(), in_force: observed, usage };
+            SetResult::Changed | SetResult::Overwritten => return Ok(RECHECK_DELAY),
+            SetResult::UsageAbove(usage) => {
+                let due = Instant::now() + RETRY_INTERVAL;
+                if state.waits.replace((limit, due)).is_none_or(|(former, _)| former != limit) {
+                    let waits = LowerLimit { limit: limit.into(), in_force: observed, usage };
                     self.reports.report(&subject, &Incident::GuardWaits(waits));
                 }
-                return Ok(SOON);
+                return Ok(RETRY_INTERVAL);
             }
-            Attempt::Set => {}
+            SetResult::Set => {}
         }
         state.waits = None;
-        let record = GuardRecord { lines: vec![line], ..record };
-        self.complain(guard_record::store(&record, &self.host));
+        let record = GuardRecord { limits: vec![limit], ..record };
+        self.log_failure(guard_record::store(&record, &self.host));
         (state.record, state.is_unsure) = (Some(record), false);
         self.levels.make_limits_last(&path);
         let incident = if was_set {
-            Incident::Repaired { knob: Knob::Max, desired: line.into(), observed }
+            Incident::Repaired { knob: Knob::Max, desired: limit.into(), observed }
         } else {
-            Incident::Guarded { desired: line, observed }
+            Incident::Guarded { desired: limit, observed }
         };
         self.reports.report(&subject, &incident);
-        Ok(EVERY)
+        Ok(CHECK_INTERVAL)
     }
 
     /// Returns the time to wait if the plugin must not set the guard limit now. Either the limit
@@ -319,14 +319,14 @@ impl Guard {
         &self,
         state: &mut State,
         kubepods: &Kubepods,
-        line: Bytes,
+        limit: Bytes,
         was_set: bool,
         written: bool,
     ) -> Option<Duration> {
         let Kubepods { path, observed, .. } = kubepods;
         let now = Instant::now();
         if let Some((waits, due)) = state.waits
-            && waits == line
+            && waits == limit
             && now < due
         {
             return Some(due - now);
@@ -335,29 +335,29 @@ impl Guard {
             return None;
         }
         if !self.containers.settings().config.repair {
-            return Some(EVERY);
+            return Some(CHECK_INTERVAL);
         }
-        match state.contention.judge(path.clone(), line, written, now) {
+        match state.contention.judge(path.clone(), limit, written, now) {
             RepairDecision::Repair => None,
             RepairDecision::Wait(wait) => Some(wait),
-            RepairDecision::Leave => Some(EVERY),
+            RepairDecision::Leave => Some(CHECK_INTERVAL),
             RepairDecision::GiveUp => {
                 let incident = Incident::Contended {
                     knob: Knob::Max,
-                    desired: line.into(),
+                    desired: limit.into(),
                     observed: *observed,
                     repairs: state.contention.repairs(path),
                 };
                 self.reports.report(&Subject::from(path), &incident);
-                Some(EVERY)
+                Some(CHECK_INTERVAL)
             }
         }
     }
 
-    /// Restores `memory.max` of the former kubepods if this cgroup still exists, because kubepods
-    /// is another cgroup now.
-    fn put_back_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
-        let put_back = || {
+    /// Restores `memory.max` of the former kubepods if its cgroup still exists. The node has
+    /// another kubepods now.
+    fn restore_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
+        let restore = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
             if is_held_by(record, &cgroup)? {
                 cgroup.write(Knob::Max, record.before)?;
@@ -365,43 +365,43 @@ impl Guard {
             }
             Ok(())
         };
-        match put_back() {
+        match restore() {
             Err(CgroupError::Gone(_)) => Ok(()),
             result => result,
         }
     }
 
-    /// Reclaims memory below `line`. Then sets `line` if the file still holds `observed`.
+    /// Reclaims memory below `limit`. Then sets `limit` if the file still holds `observed`.
     async fn set(
         &self,
         cgroup: Cgroup,
-        line: Bytes,
+        limit: Bytes,
         observed: Limit,
         record: GuardRecord,
-    ) -> Result<Attempt, CgroupError> {
-        let (tell, told) = oneshot::channel();
+    ) -> Result<SetResult, CgroupError> {
+        let (sender, receiver) = oneshot::channel();
         let (guard, path) = (self.clone(), record.cgroup.clone());
         // Use a separate thread. There are few threads for blocking work, and the kernel may need a
         // long time.
         let thread = std::thread::Builder::new().spawn(move || {
             let set = || {
-                if observed > Limit::Bytes(line)
-                    && let Some(usage) = make_room(&cgroup, line)?
+                if observed > Limit::Bytes(limit)
+                    && let Some(usage) = reclaim_below(&cgroup, limit)?
                 {
-                    return Ok(Attempt::NoRoom(usage));
+                    return Ok(SetResult::UsageAbove(usage));
                 }
-                if guard.line() != Some(line) || cgroup.read(Knob::Max)? != observed {
-                    return Ok(Attempt::Changed);
+                if guard.desired_limit() != Some(limit) || cgroup.read(Knob::Max)? != observed {
+                    return Ok(SetResult::Changed);
                 }
                 // Store the record before the write, so that a restarted plugin can undo the write
                 // after a crash.
-                guard.complain(guard_record::store(&record, &guard.host));
-                cgroup.write(Knob::Max, line.into())?;
-                let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(line);
-                Ok(if is_set { Attempt::Set } else { Attempt::Overwritten })
+                guard.log_failure(guard_record::store(&record, &guard.host));
+                cgroup.write(Knob::Max, limit.into())?;
+                let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(limit);
+                Ok(if is_set { SetResult::Set } else { SetResult::Overwritten })
             };
             // The receiver is gone when the program ends.
-            let _ = tell.send(set());
+            let _ = sender.send(set());
         });
         let failed = |error| CgroupError::Io {
             path: path.clone(),
@@ -409,16 +409,16 @@ impl Guard {
             error,
         };
         thread.map_err(failed)?;
-        told.await.map_err(|_| failed(io::Error::other("the thread has ended")))?
+        receiver.await.map_err(|_| failed(io::Error::other("the thread has ended")))?
     }
 
     fn forget(&self, state: &mut State) {
         if state.record.take().is_some() {
-            self.complain(guard_record::remove(&self.host));
+            self.log_failure(guard_record::remove(&self.host));
         }
     }
 
-    fn complain(&self, result: io::Result<()>) {
+    fn log_failure(&self, result: io::Result<()>) {
         if let Err(error) = result {
             let file = guard_record::file(&self.host);
             warn!(
@@ -434,7 +434,7 @@ impl Guard {
 async fn max_written(watch: &mut Option<Watch>) -> bool {
     let Some(watched) = watch else { return std::future::pending().await };
     match watched.next().await {
-        Ok(change) => matches!(change, Change::Written(_, Knob::Max)),
+        Ok(change) => matches!(change, CgroupChange::Written(_, Knob::Max)),
         Err(error) => {
             debug!(%error, "cannot watch kubepods");
             *watch = None;
@@ -443,11 +443,11 @@ async fn max_written(watch: &mut Option<Watch>) -> bool {
     }
 }
 
-/// Reclaims memory until the plugin can set `line` without an OOM kill. Returns the usage if the
+/// Reclaims memory until the plugin can set `limit` without an OOM kill. Returns the usage if the
 /// reclaim fails.
-fn make_room(cgroup: &Cgroup, line: Bytes) -> Result<Option<Usage>, CgroupError> {
-    let most = line.saturating_sub(resize::margin(line));
-    Ok(match cgroup.reclaim_to(most, STEP, Instant::now() + PATIENCE)? {
+fn reclaim_below(cgroup: &Cgroup, limit: Bytes) -> Result<Option<Usage>, CgroupError> {
+    let most = limit.saturating_sub(resize::margin(limit));
+    Ok(match cgroup.reclaim_to(most, RECLAIM_STEP, Instant::now() + RECLAIM_TIMEOUT)? {
         Reclaimed::Fits => None,
         // The guard does not lower memory.high, so nothing else makes the kernel reclaim.
         Reclaimed::Above(usage) | Reclaimed::Unsupported(usage) => Some(usage),

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::agent::cut::Cuts;
-use crate::agent::kills::Kills;
-use crate::agent::reconciler::Work;
+use crate::agent::decrease::LimitDecreases;
+use crate::agent::kills::KillNotifier;
+use crate::agent::reconciler::WorkItem;
 use crate::report::Reports;
 use crate::state::shared::SharedState;
 
@@ -16,11 +16,11 @@ pub struct Agent {
     /// State that the event handlers share with the other tasks.
     pub state: SharedState,
     /// Preparation of limit decreases.
-    pub cuts: Arc<Cuts>,
+    pub decreases: Arc<LimitDecreases>,
     /// Sender of changes to the task that watches for OOM kills.
-    pub kills: Arc<Kills>,
+    pub kills: Arc<KillNotifier>,
     /// Reports to users.
     pub reports: Arc<Reports>,
     /// Work for the reconcile task.
-    pub work: mpsc::UnboundedSender<Work>,
+    pub work: mpsc::UnboundedSender<WorkItem>,
 }

@@ -1,8 +1,8 @@
 //! The running plugin: the service that answers the runtime's events, and the background tasks.
 
 pub mod configurator;
-pub mod cut;
-pub mod defer;
+pub mod decrease;
+pub mod deferrals;
 pub mod guard;
 pub mod handles;
 pub mod kills;
@@ -11,6 +11,6 @@ pub mod node;
 pub(crate) mod notify;
 pub mod reconciler;
 pub mod service;
-pub mod stalls;
 pub mod supervise;
 pub mod systemd;
+pub mod throttling;

@@ -8,17 +8,17 @@ use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 use crate::agent::configurator::OnConfig;
-use crate::agent::cut::Cuts;
-use crate::agent::defer::Deferrals;
+use crate::agent::decrease::LimitDecreases;
+use crate::agent::deferrals::Deferrals;
 use crate::agent::guard::Guard;
 use crate::agent::handles::Agent;
 use crate::agent::kills::Watcher;
 use crate::agent::notify::{Ping, keep_informed};
-use crate::agent::reconciler::{Reconciler, Work};
+use crate::agent::reconciler::{Reconciler, WorkItem};
 use crate::agent::service::Service;
-use crate::agent::stalls::Stalls;
 use crate::agent::supervise::Supervisor;
 use crate::agent::systemd::keep_values;
+use crate::agent::throttling::ThrottleRelease;
 use crate::cgroup::systemd::Systemd;
 use crate::cgroup::{CgroupRoot, RootError};
 use crate::config::Config;
@@ -39,7 +39,7 @@ pub struct Node {
     agent: Agent,
     watcher: Watcher,
     reader: RecordReader,
-    todo: mpsc::UnboundedReceiver<Work>,
+    todo: mpsc::UnboundedReceiver<WorkItem>,
     pings: (mpsc::UnboundedSender<Ping>, mpsc::UnboundedReceiver<Ping>),
 }
 
@@ -66,7 +66,7 @@ impl Node {
         let (records, reader) = Records::new(Checkpoints::new(host.join("var/lib/kubelet")));
         let containers = Arc::new(Containers::new(settings, records, originals));
         let (work, todo) = mpsc::unbounded_channel();
-        let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
+        let decreases = Arc::new(LimitDecreases::new(root.clone(), containers.clone()));
         let (kills, rescues, watcher) = Watcher::load(
             host,
             root.clone(),
@@ -78,7 +78,7 @@ impl Node {
         let deferred = Arc::<DeferredLimits>::default();
         let synchronized = watch::Sender::default();
         let state = SharedState { containers, levels, root, deferred, rescues, synchronized };
-        let agent = Agent { state, cuts, kills, reports, work };
+        let agent = Agent { state, decreases, kills, reports, work };
         let pings = mpsc::unbounded_channel();
         Ok(Self { host: host.to_owned(), agent, watcher, reader, todo, pings })
     }
@@ -113,7 +113,7 @@ fn load_originals(host: &Path) -> Originals {
         warn!(
             lines = originals.unreadable(),
             "cannot read lines of /run/plimsoll/originals: 'plimsoll restore' will not restore \
-             their cgroups, and fail"
+             their cgroups, and will fail"
         );
     }
     originals
@@ -146,7 +146,7 @@ impl Tasks {
     /// Fails if the kernel starts no more threads.
     pub fn start(self, runtime: nri::Runtime, supervisor: &Supervisor) -> io::Result<()> {
         let Node { host, agent, watcher, reader, todo, pings } = self.0;
-        let Agent { state, cuts, reports, work, .. } = agent;
+        let Agent { state, decreases, reports, work, .. } = agent;
         let SharedState { containers, levels, root, deferred, synchronized, .. } = state.clone();
         let systemd = keep_values(levels, root.clone(), Systemd::new(&host));
         supervisor.spawn("systemd", systemd);
@@ -156,15 +156,16 @@ impl Tasks {
         let deferrals = Deferrals::new(
             root.clone(),
             containers.clone(),
-            cuts,
+            decreases,
             reports.clone(),
             work.clone(),
             deferred,
         );
         supervisor.spawn_thread("deferrals", || deferrals.run())?;
-        let stalls = Stalls::new(containers.clone(), root.clone(), reports.clone(), work);
+        let throttle_release =
+            ThrottleRelease::new(containers.clone(), root.clone(), reports.clone(), work);
         supervisor.spawn_thread("records", || reader.run())?;
-        supervisor.spawn_thread("throttling", || stalls.run())?;
+        supervisor.spawn_thread("throttling", || throttle_release.run())?;
         supervisor.spawn_thread("kills", || watcher.run())?;
         supervisor.spawn_thread("reconciler", move || {
             Reconciler::new(state, reports, runtime, todo, pings.1).run()

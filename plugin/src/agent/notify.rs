@@ -30,7 +30,7 @@ pub(crate) async fn keep_informed(
     let mut pings = interval(every.max(Duration::from_millis(1)));
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut asked: Option<oneshot::Receiver<()>> = None;
-    while tell(&state) {
+    while notify(&state) {
         state = tokio::select! {
             _ = pings.tick(), if asked.is_none() => {
                 let (ping, answer) = oneshot::channel();
@@ -62,7 +62,7 @@ async fn answered(asked: &mut Option<oneshot::Receiver<()>>) -> Result<(), RecvE
 
 /// Notifies systemd that the plugin is about to end.
 pub(crate) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
 }
 
 fn state(synchronized: bool) -> Vec<NotifyState> {
@@ -74,7 +74,7 @@ fn state(synchronized: bool) -> Vec<NotifyState> {
 }
 
 /// Sends a notification. Returns whether systemd listens.
-fn tell(state: &[NotifyState]) -> bool {
+fn notify(state: &[NotifyState]) -> bool {
     if state.is_empty() {
         return true;
     }

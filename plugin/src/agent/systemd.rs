@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::cgroup::CgroupRoot;
 use crate::cgroup::systemd::{Persistence, Systemd, SystemdError};
-use crate::state::levels::{Last, Levels};
+use crate::state::levels::{Levels, PersistentValues};
 
 /// Maximum number of concurrent calls to systemd.
 const CALLS: usize = 8;
@@ -29,19 +29,19 @@ pub async fn keep_values(levels: Arc<Levels>, root: Arc<CgroupRoot>, systemd: Sy
     let mut calls = FuturesUnordered::new();
     loop {
         while calls.len() < CALLS
-            && let Some((cgroup, last)) = queue.pop()
+            && let Some((cgroup, values)) = queue.pop()
         {
-            calls.push(call(&levels, &root, &systemd, cgroup, last));
+            calls.push(call(&levels, &root, &systemd, cgroup, values));
         }
         tokio::select! {
             lasting = levels.next_lasting() => {
-                lasting.into_iter().for_each(|(cgroup, last)| queue.add(cgroup, last));
+                lasting.into_iter().for_each(|(cgroup, values)| queue.add(cgroup, values));
             }
             () = until(queue.next_retry()) => queue.add_retries(),
-            Some((cgroup, last, result)) = calls.next(), if !calls.is_empty() => {
+            Some((cgroup, values, result)) = calls.next(), if !calls.is_empty() => {
                 queue.in_flight.remove(&cgroup);
                 if let Some(pause) = handle(&cgroup, &result, &mut failing) {
-                    queue.retries.entry(Instant::now() + pause).or_default().push((cgroup, last));
+                    queue.retries.entry(Instant::now() + pause).or_default().push((cgroup, values));
                 }
             }
         }
@@ -51,26 +51,26 @@ pub async fn keep_values(levels: Arc<Levels>, root: Arc<CgroupRoot>, systemd: Sy
 /// Values that systemd has not received yet.
 #[derive(Default)]
 struct Queue {
-    waiting: BTreeMap<CgroupPath, Last>,
+    waiting: BTreeMap<CgroupPath, PersistentValues>,
     /// Cgroups with a call in flight. A newer value waits until the call ends.
     in_flight: HashSet<CgroupPath>,
     /// Values of failed calls, by the time of the next try.
-    retries: BTreeMap<Instant, Vec<(CgroupPath, Last)>>,
+    retries: BTreeMap<Instant, Vec<(CgroupPath, PersistentValues)>>,
 }
 
 impl Queue {
     /// Adds a value, which replaces an older one.
-    fn add(&mut self, cgroup: CgroupPath, last: Last) {
-        let last = last.replacing(self.waiting.get(&cgroup).copied());
-        self.waiting.insert(cgroup, last);
+    fn add(&mut self, cgroup: CgroupPath, values: PersistentValues) {
+        let values = values.replacing(self.waiting.get(&cgroup).copied());
+        self.waiting.insert(cgroup, values);
     }
 
     /// Removes a value whose cgroup has no call in flight, and marks the cgroup.
-    fn pop(&mut self) -> Option<(CgroupPath, Last)> {
+    fn pop(&mut self) -> Option<(CgroupPath, PersistentValues)> {
         let cgroup = self.waiting.keys().find(|cgroup| !self.in_flight.contains(*cgroup))?.clone();
-        let last = self.waiting.remove(&cgroup)?;
+        let values = self.waiting.remove(&cgroup)?;
         self.in_flight.insert(cgroup.clone());
-        Some((cgroup, last))
+        Some((cgroup, values))
     }
 
     fn next_retry(&self) -> Option<Instant> {
@@ -79,32 +79,32 @@ impl Queue {
 
     /// Adds the values whose next try is due, unless a newer value exists.
     fn add_retries(&mut self) {
-        for (cgroup, last) in self.retries.pop_first().into_iter().flat_map(|(_, due)| due) {
+        for (cgroup, values) in self.retries.pop_first().into_iter().flat_map(|(_, due)| due) {
             self.waiting
                 .entry(cgroup)
-                .and_modify(|newer| *newer = newer.replacing(Some(last)))
-                .or_insert(last);
+                .and_modify(|newer| *newer = newer.replacing(Some(values)))
+                .or_insert(values);
         }
     }
 }
 
 /// Result of a call to systemd about a cgroup.
-type Called = (CgroupPath, Last, Result<Persistence, SystemdError>);
+type CallResult = (CgroupPath, PersistentValues, Result<Persistence, SystemdError>);
 
 async fn call(
     levels: &Levels,
     root: &CgroupRoot,
     systemd: &Systemd,
     cgroup: CgroupPath,
-    last: Last,
-) -> Called {
-    let last = levels.begin_call(&cgroup, last);
+    values: PersistentValues,
+) -> CallResult {
+    let values = levels.begin_call(&cgroup, values);
     let result = match root.cgroup(&cgroup) {
-        Ok(open) => systemd.set(&open, last.protection, last.raise.is_some()).await,
+        Ok(open) => systemd.set(&open, values.protection, values.raise.is_some()).await,
         Err(_) => Ok(Persistence::NoUnit),
     };
-    levels.end_call(&cgroup, last, &result);
-    (cgroup, last, result)
+    levels.end_call(&cgroup, values, &result);
+    (cgroup, values, result)
 }
 
 /// Logs a result. Returns the time to wait before the next try of a failed call.
@@ -131,7 +131,7 @@ fn handle(
                 );
             }
             failing.insert(cgroup.clone());
-            again(error)
+            retry_delay(error)
         }
     }
 }
@@ -145,7 +145,7 @@ async fn until(at: Option<Instant>) {
 }
 
 /// Returns the delay before the next try of a failed call. Returns `None` if a retry is useless.
-fn again(error: &SystemdError) -> Option<Duration> {
+fn retry_delay(error: &SystemdError) -> Option<Duration> {
     match error {
         SystemdError::Paused { pause, .. } => Some(*pause),
         SystemdError::Connect { .. } | SystemdError::Timeout { .. } | SystemdError::Lost { .. } => {
@@ -167,32 +167,35 @@ mod tests {
         CgroupPath::parse(name).unwrap()
     }
 
-    fn last(min: u64, raise: Option<Raise>) -> Last {
-        Last { protection: Protection { min: Bytes::new(min), low: Bytes::ZERO }, raise }
+    fn values(min: u64, raise: Option<Raise>) -> PersistentValues {
+        PersistentValues {
+            protection: Protection { min: Bytes::new(min), low: Bytes::ZERO },
+            raise,
+        }
     }
 
     #[test]
     fn a_call_in_flight_delays_only_its_cgroup() {
         let mut queue = Queue::default();
-        queue.add(path("a"), last(1, None));
+        queue.add(path("a"), values(1, None));
         assert_eq!(queue.pop().map(|(cgroup, _)| cgroup), Some(path("a")));
-        queue.add(path("a"), last(2, None));
-        queue.add(path("b"), last(3, None));
+        queue.add(path("a"), values(2, None));
+        queue.add(path("b"), values(3, None));
         assert_eq!(queue.pop().map(|(cgroup, _)| cgroup), Some(path("b")));
         assert!(queue.pop().is_none(), "both cgroups have a call in flight");
         queue.in_flight.remove(&path("a"));
-        assert_eq!(queue.pop().map(|(_, last)| last.protection.min), Some(Bytes::new(2)));
+        assert_eq!(queue.pop().map(|(_, values)| values.protection.min), Some(Bytes::new(2)));
     }
 
     #[test]
     fn a_retry_keeps_newer_values_and_raises() {
         let mut queue = Queue::default();
-        let failed = last(1, Some(Raise::NONE));
+        let failed = values(1, Some(Raise::NONE));
         queue.retries.insert(Instant::now(), vec![(path("a"), failed), (path("b"), failed)]);
-        queue.add(path("a"), last(2, None));
+        queue.add(path("a"), values(2, None));
         queue.add_retries();
         let minima: Vec<_> = std::iter::from_fn(|| queue.pop())
-            .map(|(_, last)| (last.protection.min.get(), last.raise.is_some()))
+            .map(|(_, values)| (values.protection.min.get(), values.raise.is_some()))
             .collect();
         assert_eq!(minima, [(2, true), (1, true)]);
     }

@@ -18,7 +18,7 @@ use super::root::CgroupRoot;
 
 /// Change to a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum CgroupChange {
     /// A program wrote a file of the cgroup. The program may be this plugin.
     Written(CgroupPath, Knob),
     /// The cgroup was created.
@@ -105,11 +105,11 @@ impl Watch {
     /// # Errors
     ///
     /// Fails if inotify can no longer be read.
-    pub async fn next(&mut self) -> io::Result<Change> {
+    pub async fn next(&mut self) -> io::Result<CgroupChange> {
         loop {
             let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
             if event.mask.contains(EventMask::Q_OVERFLOW) {
-                return Ok(Change::Overflow);
+                return Ok(CgroupChange::Overflow);
             }
             let Some(path) = self.paths.get(&event.wd) else { continue };
             if event.mask.contains(EventMask::IGNORED) {
@@ -122,12 +122,16 @@ impl Watch {
             if event.mask.contains(EventMask::ISDIR) {
                 let Some(child) = path.join(name) else { continue };
                 let made = event.mask.contains(EventMask::CREATE);
-                return Ok(if made { Change::Made(child) } else { Change::Removed(child) });
+                return Ok(if made {
+                    CgroupChange::Made(child)
+                } else {
+                    CgroupChange::Removed(child)
+                });
             }
             if event.mask.contains(EventMask::CLOSE_WRITE)
                 && let Some(knob) = Knob::ALL.into_iter().find(|knob| knob.file_name() == name)
             {
-                return Ok(Change::Written(path.clone(), knob));
+                return Ok(CgroupChange::Written(path.clone(), knob));
             }
         }
     }
@@ -140,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    async fn next(watch: &mut Watch) -> Change {
+    async fn next(watch: &mut Watch) -> CgroupChange {
         tokio::time::timeout(Duration::from_secs(60), watch.next())
             .await
             .expect("something happened")
@@ -160,20 +164,20 @@ mod tests {
         assert!(!watch.add(&root, &path("gone")).unwrap());
 
         fs::write(tree.path().join("a/memory.min"), "1").unwrap();
-        assert_eq!(next(&mut watch).await, Change::Written(path("a"), Knob::Min));
+        assert_eq!(next(&mut watch).await, CgroupChange::Written(path("a"), Knob::Min));
         fs::write(tree.path().join("a/cpu.max"), "1").unwrap();
         fs::create_dir(tree.path().join("a/b")).unwrap();
-        assert_eq!(next(&mut watch).await, Change::Made(path("a/b")));
+        assert_eq!(next(&mut watch).await, CgroupChange::Made(path("a/b")));
         watch.add(&root, &path("a/b")).unwrap();
         fs::remove_dir(tree.path().join("a/b")).unwrap();
-        assert_eq!(next(&mut watch).await, Change::Removed(path("a/b")));
+        assert_eq!(next(&mut watch).await, CgroupChange::Removed(path("a/b")));
 
         // A new cgroup with the same path is watched again.
         watch.remove(&path("a/b"));
         fs::create_dir(tree.path().join("a/b")).unwrap();
-        assert_eq!(next(&mut watch).await, Change::Made(path("a/b")));
+        assert_eq!(next(&mut watch).await, CgroupChange::Made(path("a/b")));
         watch.add(&root, &path("a/b")).unwrap();
         fs::write(tree.path().join("a/b/memory.low"), "1").unwrap();
-        assert_eq!(next(&mut watch).await, Change::Written(path("a/b"), Knob::Low));
+        assert_eq!(next(&mut watch).await, CgroupChange::Written(path("a/b"), Knob::Low));
     }
 }

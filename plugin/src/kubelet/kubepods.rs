@@ -25,7 +25,7 @@ use crate::cgroup::{CgroupError, CgroupRoot};
 const DEEPEST: usize = 5;
 
 /// Maximum number of cgroups that one search lists.
-const MOST: usize = 4096;
+const MAX_SEARCHED: usize = 4096;
 
 /// Length of a container's ID, which consists of hexadecimal digits.
 const ID: usize = 64;
@@ -77,9 +77,9 @@ pub fn find(root: &CgroupRoot) -> CgroupSearch<CgroupPath> {
         level = Vec::new();
         for cgroup in others.into_iter().filter(|cgroup| !is_leaf(cgroup.name())) {
             listed += 1;
-            if listed > MOST {
+            if listed > MAX_SEARCHED {
                 let operation =
-                    format!("look for pods in it: {MOST} cgroups were searched already");
+                    format!("look for pods in it: {MAX_SEARCHED} cgroups were searched already");
                 let error = io::Error::other("expected fewer cgroups");
                 answer.problems.push(CgroupError::Io { path: cgroup, operation, error });
                 return answer;
@@ -236,13 +236,14 @@ mod tests {
 
     #[test]
     fn a_search_of_too_many_is_an_error() {
-        let many: Vec<_> = (0..=MOST).map(|number| format!("system.slice/{number}")).collect();
+        let many: Vec<_> =
+            (0..=MAX_SEARCHED).map(|number| format!("system.slice/{number}")).collect();
         let many: Vec<_> = many.iter().map(String::as_str).chain(["z/kubepods"]).collect();
         let (_tree, root) = tree(&many);
         // kubepods is on the second level, so the search ends before it lists the many cgroups
         // there.
         assert_eq!(paths(&find(&root).found), ["z/kubepods"]);
-        let (_tree, root) = tree(&many[..=MOST]);
+        let (_tree, root) = tree(&many[..=MAX_SEARCHED]);
         let CgroupSearch { found, problems } = find(&root);
         assert!(found.is_empty());
         assert!(

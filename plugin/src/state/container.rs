@@ -51,9 +51,9 @@ pub struct Container {
     pub overrides: Overrides,
     /// Its `oom_score_adj`.
     pub oom_score_adj: Option<i64>,
-    /// Last operation of the kubelet on the container. This operation decides which record of the
-    /// kubelet is correct: after an update the kubelet needs a moment to record that it has acted
-    /// on the update.
+    /// Last operation of the kubelet on the container. This operation determines which record of
+    /// the kubelet is correct. The kubelet records an update shortly after it has acted on the
+    /// update.
     pub moment: Moment,
     /// Whether the container was started, so that it has a cgroup.
     pub started: bool,
@@ -71,7 +71,7 @@ pub struct Container {
 
 /// Desired state of a container.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Decided {
+pub struct DesiredState {
     /// QoS class of the pod.
     pub class: QosClass,
     /// Memory request; `None` if unknown.
@@ -111,7 +111,7 @@ impl Container {
         !(self.started && self.has_had_processes && self.cgroup.as_ref().is_some_and(is_gone))
     }
 
-    /// Keeps what only the plugin knows of the container when the runtime reports it again.
+    /// Copies the state that the runtime cannot report from the container before a reconnection.
     pub fn keep_after_reconnect(&mut self, before: &Self) {
         self.phase = UpdatePhase::reconnect(&before.phase, self.asked == before.asked);
         self.has_had_processes |= before.has_had_processes;
@@ -122,14 +122,13 @@ impl Container {
         Limits { memory: self.limit, cpu: self.cpu.rate() }
     }
 
-    /// Returns the limits that the container would have if it had the memory limit that its user
-    /// asks for.
+    /// Returns the limits, with the memory limit that the user asks for.
     pub fn asked_limits(&self) -> Limits {
         Limits { memory: self.asked, ..self.limits() }
     }
 }
 
-impl Decided {
+impl DesiredState {
     /// Returns the desired value of a file. Returns `None` if the file is to be left alone.
     ///
     /// If the policy has no value for a file, the original value is desired. If this plugin never
@@ -160,15 +159,15 @@ impl Decided {
 
     /// Returns whether the container is unmanaged: the policy has no value for it, but this plugin
     /// has changed it before.
-    pub fn is_let_go(&self) -> bool {
+    pub fn is_unmanaged(&self) -> bool {
         let Desired { min, low, high, .. } = &self.desired;
-        let has_no_say = |decision: &Decision| {
+        let has_no_value = |decision: &Decision| {
             matches!(decision.reason, Reason::NothingReserved | Reason::NoThrottling)
         };
-        self.before.is_some() && [min, low, high].into_iter().all(has_no_say)
+        self.before.is_some() && [min, low, high].into_iter().all(has_no_value)
     }
 
-    /// Returns what the policy wants for a file.
+    /// Returns the policy's setting for a file.
     pub fn setting(&self, knob: Knob) -> Setting {
         match knob {
             Knob::Min => self.desired.min.setting,

@@ -19,7 +19,7 @@ use tracing::warn;
 
 use crate::kubelet::checkpoint::RecordSearch;
 use crate::lock;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::originals::{Originals, Target, Values};
 use crate::state::records::Records;
 use crate::state::settings::Settings;
@@ -39,8 +39,8 @@ pub struct Containers {
     insertions: AtomicU64,
     /// Number of updates so far.
     updates: AtomicU64,
-    /// Whether a failure to record original values was already reported.
-    has_complained: AtomicBool,
+    /// Whether the log has reported a failure to store original values.
+    has_logged_failure: AtomicBool,
     traffic: Arc<Mutex<Traffic>>,
 }
 
@@ -89,7 +89,7 @@ impl Containers {
             originals,
             insertions: AtomicU64::new(1),
             updates: AtomicU64::new(0),
-            has_complained: AtomicBool::default(),
+            has_logged_failure: AtomicBool::default(),
             traffic: Arc::default(),
         }
     }
@@ -238,18 +238,18 @@ impl Containers {
         };
         let original = self.on_phase(&container.id, begin).flatten()?;
         let result = lock(&self.originals).begin_decrease(&container.id, original);
-        self.complain(container, result);
+        self.log_failure(container, result);
         Some(original)
     }
 
     /// Records that the container's files hold the desired values. Returns whether the plugin had
     /// written some of them. Does nothing if there was another event meanwhile.
-    pub fn settle(&self, container: &Container, decided: &Decided) -> bool {
-        let values = decided.stored_values();
+    pub fn settle(&self, container: &Container, desired_state: &DesiredState) -> bool {
+        let values = desired_state.stored_values();
         let settled = self.on_current_phase(container, |phase| phase.settle(values));
         if settled.is_some() && container.phase.original_high().is_some() {
             let result = lock(&self.originals).end_decrease(&container.id);
-            self.complain(container, result);
+            self.log_failure(container, result);
         }
         settled.unwrap_or(false)
     }
@@ -302,25 +302,25 @@ impl Containers {
     pub fn remember(&self, container: &Container, before: Values) {
         let result =
             lock(&self.originals).remember(Target::Container(container.id.clone()), before);
-        self.complain(container, result);
+        self.log_failure(container, result);
     }
 
     /// Records that a container has its original values again and is unmanaged.
     pub fn restored(&self, container: &Container) {
         let result = lock(&self.originals).restored(&Target::Container(container.id.clone()));
-        self.complain(container, result);
+        self.log_failure(container, result);
     }
 
-    fn complain(&self, container: &Container, result: io::Result<()>) {
+    fn log_failure(&self, container: &Container, result: io::Result<()>) {
         if let Err(error) = result
-            && !self.has_complained.swap(true, Ordering::Relaxed)
+            && !self.has_logged_failure.swap(true, Ordering::Relaxed)
         {
             warn!(
                 pod = container.pod,
                 container = container.name,
                 %error,
-                "cannot write down what containers held before; 'plimsoll restore' will not know \
-                 it after a restart. Said once"
+                "cannot store the original values of containers; 'plimsoll restore' will not \
+                 know them after a restart. Logged once"
             );
         }
     }
@@ -348,7 +348,7 @@ impl Containers {
         lock(&self.known).last_limits.get(sandbox)?.get(name).copied()
     }
 
-    /// Returns whether each of these names is the name of a container that this sandbox has or had.
+    /// Returns whether the sandbox has or had a container with each of these names.
     pub fn knows_names<'n>(&self, sandbox: &str, mut names: impl Iterator<Item = &'n str>) -> bool {
         let known = lock(&self.known);
         let last_limits = known.last_limits.get(sandbox);
@@ -370,9 +370,9 @@ impl Containers {
         self.records.wait(&container.uid, &container.name, container.moment)
     }
 
-    /// Returns the desired state of a container, given the kubelet's record of it. While the plugin
-    /// does not act, the original values are desired.
-    pub fn decide(&self, container: &Container, recorded: &RecordSearch) -> Decided {
+    /// Returns the desired state of a container, given the kubelet's record of it. Outside enforce
+    /// mode, the original values are desired.
+    pub fn decide(&self, container: &Container, recorded: &RecordSearch) -> DesiredState {
         let planned = self.plan(container, recorded);
         let settings = self.settings();
         if settings.enforces() {
@@ -380,12 +380,12 @@ impl Containers {
         }
         let resources = Resources { request: planned.request, limit: container.limit };
         let desired = policy::desired(&resources, planned.class, &settings.node, &Policy::OFF);
-        Decided { desired, ..planned }
+        DesiredState { desired, ..planned }
     }
 
-    /// Returns the desired state of a container by the node's policy, whether the plugin acts or
-    /// not.
-    pub fn plan(&self, container: &Container, recorded: &RecordSearch) -> Decided {
+    /// Returns the desired state that a container has or would have in enforce mode, by the node's
+    /// policy.
+    pub fn plan(&self, container: &Container, recorded: &RecordSearch) -> DesiredState {
         let settings = self.settings();
         let resolution = requests::resolve(&RequestFacts {
             class: container.class(),
@@ -400,7 +400,7 @@ impl Containers {
                 .map(|found| found.record.as_ref())
                 .map_err(|inconclusive| *inconclusive),
         });
-        let (policy, overruled) = if settings.stand_aside {
+        let (policy, overruled) = if settings.is_restored {
             (Policy::OFF, Vec::new())
         } else {
             requests::overridden(&settings.config.policy, &container.overrides)
@@ -408,7 +408,7 @@ impl Containers {
         let resources = Resources { request: resolution.request, limit: container.limit };
         let mut notices = resolution.notices;
         notices.extend(overruled);
-        Decided {
+        DesiredState {
             class: resolution.class,
             request: resolution.request,
             desired: policy::desired(&resources, resolution.class, &settings.node, &policy),
@@ -451,14 +451,14 @@ mod tests {
     fn an_outdated_check_forgets_no_original_high() {
         let TestNode { containers, .. } = &TestNode::new("");
         let before = containers.insert(container("1", 100));
-        let decided = containers.decide(&before, &containers.record(&before));
+        let desired_state = containers.decide(&before, &containers.record(&before));
         assert_eq!(containers.begin_decrease(&before, Party::User, limit(90)), Some(limit(90)));
         // The file now holds the lowered value.
         assert_eq!(containers.begin_decrease(&before, Party::User, limit(50)), Some(limit(90)));
-        containers.settle(&before, &decided);
+        containers.settle(&before, &desired_state);
         let original = || containers.get("1").unwrap().phase.original_high();
         assert_eq!(original(), Some(limit(90)));
-        containers.settle(&containers.get("1").unwrap(), &decided);
+        containers.settle(&containers.get("1").unwrap(), &desired_state);
         assert_eq!(original(), None);
     }
 

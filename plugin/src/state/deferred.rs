@@ -25,18 +25,18 @@ pub struct Deferral {
     pub limit: Bytes,
     /// Time of the first request.
     pub since: Instant,
-    /// Time after which the limit is given up.
-    pub patience: Duration,
+    /// Time after which the plugin gives up the limit.
+    pub timeout: Duration,
 }
 
 impl DeferredLimits {
-    /// Defers a container's limit for at most `patience`.
-    pub fn put(&self, id: &str, limit: Bytes, patience: Duration) {
-        let new = Deferral { limit, since: Instant::now(), patience };
+    /// Defers a container's limit for at most `timeout`.
+    pub fn put(&self, id: &str, limit: Bytes, timeout: Duration) {
+        let new = Deferral { limit, since: Instant::now(), timeout };
         let mut waiting = lock(&self.waiting);
-        // A repeated request for the same limit does not restart the wait.
+        // A repeated request for the same limit keeps the time of the first request.
         let same = waiting.get(id).filter(|before| before.limit == limit).copied();
-        let deferral = same.map_or(new, |before| Deferral { patience, ..before });
+        let deferral = same.map_or(new, |before| Deferral { timeout, ..before });
         waiting.insert(id.to_owned(), deferral);
         drop(waiting);
         self.added.notify_one();

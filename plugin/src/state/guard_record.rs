@@ -70,7 +70,7 @@ mod tests {
             cgroup: CgroupPath::parse("kubepods").unwrap(),
             inode: 7,
             before: Limit::Max,
-            lines: vec![Bytes::new(900 << 20)],
+            limits: vec![Bytes::new(900 << 20)],
         };
         let limit = |mib: u64| Limit::Bytes(Bytes::new(mib << 20));
         store(&record, host.path()).unwrap();

@@ -50,7 +50,7 @@ pub(crate) struct Pod {
     #[serde(skip)]
     pub(crate) unexplained: Counts,
     #[serde(skip)]
-    pub(crate) told: HashMap<String, Told>,
+    pub(crate) last_reported: HashMap<String, LastReported>,
 }
 
 impl Pod {
@@ -118,7 +118,7 @@ impl Pod {
 
 /// Times of the last reports about a container, in seconds since the boot.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Told {
+pub(crate) struct LastReported {
     /// Report of kills.
     pub(crate) kills: Option<u64>,
     /// Report that the plugin may not raise the limit further.

@@ -17,7 +17,7 @@ use crate::lock;
 
 /// Time that a task which may block waits for a record. After one timeout, no task waits until a
 /// read ends.
-const PATIENCE: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Access to the kubelet's records.
 #[derive(Debug)]
@@ -117,13 +117,13 @@ impl Records {
         }
         let (send, reply) = blocking::sync_channel(1);
         self.request(uid, container, moment, Reply::Blocking(send));
-        match reply.recv_timeout(PATIENCE) {
+        match reply.recv_timeout(READ_TIMEOUT) {
             Ok(record) => record,
             Err(RecvTimeoutError::Disconnected) => Err(Inconclusive),
             Err(RecvTimeoutError::Timeout) => {
                 if !self.shared.is_stuck.swap(true, Ordering::Relaxed) {
                     warn!(
-                        "the kubelet's checkpoint was not read within {PATIENCE:?}; the plugin \
+                        "the kubelet's checkpoint was not read within {READ_TIMEOUT:?}; the plugin \
                          continues without the checkpoint until it can read it. Check whether the \
                          file system of the kubelet's directory answers"
                     );

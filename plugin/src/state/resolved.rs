@@ -1,5 +1,5 @@
-//! A container with everything that follows from an event: its desired values, what the cgroups
-//! above it need, and the incidents to report.
+//! Result of an event for one container: its desired state, evidence about the limits of its pod,
+//! and the incidents to report.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use plimsoll_core::policy::resize::{self, Limits};
 use plimsoll_core::units::Limit;
 
 use crate::kubelet::checkpoint::RecordSearch;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::containers::Containers;
 use crate::state::levels::Levels;
 use crate::state::pod_view::PodView;
 
-/// A container with everything that follows from an event. [`Levels::apply`] writes the cgroups
+/// Result of an event for one container. [`Levels::apply`] writes the cgroups
 /// above it. The runtime or the reconcile task writes its own values.
 #[derive(Debug)]
 pub struct Resolved {
@@ -21,7 +21,7 @@ pub struct Resolved {
     pub container: Arc<Container>,
     /// Its desired state. The claim of the desired values is the protection that the cgroups above
     /// must provide.
-    pub decided: Decided,
+    pub desired_state: DesiredState,
     /// Evidence about the limits of its pod.
     pub pod: PodView,
     /// Incidents that follow from the container's limits.
@@ -29,7 +29,7 @@ pub struct Resolved {
 }
 
 impl Containers {
-    /// Decides everything that follows from an event about a container.
+    /// Computes the result of an event for a container.
     ///
     /// `former` is the last limits of this container, or of its predecessor with the same name.
     /// `record` is the kubelet's record. `is_alive` says whether another container of the pod has
@@ -41,13 +41,13 @@ impl Containers {
         record: &RecordSearch,
         is_alive: impl Fn(&Container) -> bool,
     ) -> Resolved {
-        let decided = self.decide(&container, record);
+        let desired_state = self.decide(&container, record);
         let mut others = self.in_sandbox(&container.sandbox);
         others.retain(|other| other.name != container.name && is_alive(other));
         let pod = self.view_pod(&container, former, &others, record);
         let is_changed = former != Some(container.limits());
         let incidents = if is_changed {
-            [self.beyond_node(&container), self.overcommitted(&container, &decided)]
+            [self.beyond_node(&container), self.overcommitted(&container, &desired_state)]
                 .into_iter()
                 .flatten()
                 .map(|incident| Occurrence::new(container.as_ref(), incident))
@@ -55,7 +55,7 @@ impl Containers {
         } else {
             Vec::new()
         };
-        Resolved { container, decided, pod, incidents }
+        Resolved { container, desired_state, pod, incidents }
     }
 
     /// Returns the incident of a limit above node allocatable. The plugin applies the limit.
@@ -68,9 +68,13 @@ impl Containers {
 
     /// Returns the incident of a limit that is too many times the request. The plugin applies the
     /// limit.
-    fn overcommitted(&self, container: &Container, decided: &Decided) -> Option<Incident> {
+    fn overcommitted(
+        &self,
+        container: &Container,
+        desired_state: &DesiredState,
+    ) -> Option<Incident> {
         let Limit::Bytes(limit) = container.limit else { return None };
-        let request = decided.request?.at_most;
+        let request = desired_state.request?.at_most;
         let most = self.settings().config.max_limit_request_ratio?;
         resize::is_overcommitted(limit, request, most).then_some(Incident::Overcommitted {
             request,
@@ -81,16 +85,16 @@ impl Containers {
 }
 
 impl Levels {
-    /// Writes what a container needs to the cgroups above it, before the runtime writes the
-    /// container's values. Returns the incidents, which the caller reports.
+    /// Writes the values that a container needs to the cgroups above it. The runtime writes the
+    /// container's own values later. Returns the incidents, which the caller reports.
     ///
     /// The pod's limits are raised first, because a lower pod limit would make the container's
     /// limits useless. Then the cgroups above reserve the larger of the old and new claim until the
     /// new values are verified.
     pub fn apply(&self, resolved: &Resolved) -> Vec<Occurrence> {
-        let Resolved { container, decided, pod, .. } = resolved;
+        let Resolved { container, desired_state, pod, .. } = resolved;
         let raise = self.raise_limits(container, pod, false);
-        if let (Some(place), Some(claim)) = (&container.place, decided.desired.claim) {
+        if let (Some(place), Some(claim)) = (&container.place, desired_state.desired.claim) {
             self.claim_at_least(place, &container.id, claim);
         }
         raise.incidents

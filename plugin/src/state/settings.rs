@@ -25,15 +25,15 @@ pub const NAME_THE_SYSTEM: &str = "Name the cgroups of the runtime and the kubel
 
 /// Marker file, relative to the root of the node's file system. While it exists the plugin manages
 /// nothing. `plimsoll restore` creates it.
-pub const STAND_ASIDE: &str = "run/plimsoll/restored";
+pub const RESTORE_MARKER: &str = "run/plimsoll/restored";
 
-/// Returns whether [`STAND_ASIDE`] exists on the node whose file system is at `host`.
+/// Returns whether [`RESTORE_MARKER`] exists on the node whose file system is at `host`.
 ///
 /// # Errors
 ///
-/// Fails if the plugin cannot find out whether the file exists.
+/// Fails if the plugin cannot determine whether the file exists.
 pub fn is_restored(host: &Path) -> io::Result<bool> {
-    match host.join(STAND_ASIDE).try_exists() {
+    match host.join(RESTORE_MARKER).try_exists() {
         // A parent of the marker file is no directory, so the marker file does not exist.
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
         result => result,
@@ -52,7 +52,7 @@ pub struct Settings {
     /// Total memory without hugepages.
     pub usable: Option<Bytes>,
     /// Whether an operator has called `plimsoll restore`, so that the plugin manages nothing.
-    pub stand_aside: bool,
+    pub is_restored: bool,
     /// Reason why the brake was applied. `None` if the brake is not applied.
     pub brake: Option<String>,
 }
@@ -60,12 +60,12 @@ pub struct Settings {
 impl Settings {
     /// Returns whether the plugin sets values, raises limits and refuses limit decreases.
     pub fn enforces(&self) -> bool {
-        !self.stand_aside && self.mode() == Mode::Enforce
+        !self.is_restored && self.mode() == Mode::Enforce
     }
 
     /// Returns whether the plugin only reports its planned actions.
     pub fn observes(&self) -> bool {
-        !self.stand_aside && self.mode() == Mode::Observe
+        !self.is_restored && self.mode() == Mode::Observe
     }
 
     /// Returns the mode in force: the configured mode, or observe if the brake is applied.
@@ -86,7 +86,7 @@ impl Settings {
 
     /// Returns the cgroups beside the pods that the plugin would protect in enforce mode.
     pub fn planned_reserved(&self) -> Vec<Reserved> {
-        if self.stand_aside {
+        if self.is_restored {
             return Vec::new();
         }
         match self.config.node_guard {
@@ -95,7 +95,7 @@ impl Settings {
             // could not reclaim the services' page cache. A test node ran out of memory without
             // this quarter.
             Some(kept)
-                if self.config.reserved.is_empty() && self.planned_guard_line().is_some() =>
+                if self.config.reserved.is_empty() && self.planned_guard_limit().is_some() =>
             {
                 let memory = Bytes::new(kept.get() / 4 * 3);
                 vec![Reserved { owner: Owner::System, cgroup: CgroupPath::system_slice(), memory }]
@@ -107,25 +107,25 @@ impl Settings {
     /// Returns the limit of all pods together in whole pages (`nodeGuard`). Returns `None` if there
     /// is no such limit, or if the limit would leave no memory for pods. Also returns `None` while
     /// the plugin sets no values.
-    pub fn guard_line(&self) -> Option<Bytes> {
-        self.planned_guard_line().filter(|_| self.enforces())
+    pub fn guard_limit(&self) -> Option<Bytes> {
+        self.planned_guard_limit().filter(|_| self.enforces())
     }
 
     /// Returns the configured limit of all pods together, even while the plugin sets no values.
-    pub fn planned_guard_line(&self) -> Option<Bytes> {
-        let kept = self.config.node_guard.filter(|_| !self.stand_aside)?;
-        let line = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
-        (line > Bytes::ZERO).then_some(line)
+    pub fn planned_guard_limit(&self) -> Option<Bytes> {
+        let kept = self.config.node_guard.filter(|_| !self.is_restored)?;
+        let limit = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
+        (limit > Bytes::ZERO).then_some(limit)
     }
 
     /// Returns the memory that the plugin may promise to pods: total memory without hugepages and
     /// without the memory kept from pods.
     pub fn left_for_pods(&self) -> Option<Bytes> {
-        if self.stand_aside {
+        if self.is_restored {
             return self.usable;
         }
         let left = self.usable?.saturating_sub(self.config.reserved_in_all());
-        Some(self.planned_guard_line().map_or(left, |line| left.min(line)))
+        Some(self.planned_guard_limit().map_or(left, |limit| left.min(limit)))
     }
 
     /// Returns the upper bound of the protection of all pods together. `None` means that the bound
@@ -144,14 +144,14 @@ impl Settings {
             NodeAllocatable::Auto => memory.allocatable,
             NodeAllocatable::Fixed(bytes) => Some(bytes),
         };
-        let stand_aside = is_restored(host).unwrap_or_else(|error| {
+        let is_restored = is_restored(host).unwrap_or_else(|error| {
             warn!(%error, "cannot find out whether 'plimsoll restore' was called \
-                           (/{STAND_ASIDE}); the plugin sets nothing");
+                           (/{RESTORE_MARKER}); the plugin sets nothing");
             true
         });
         let brake = match brake::Record::load(host) {
             Ok(record) => record.map(|record| record.to_string()),
-            // If the record is unreadable, set no values.
+            // Set no values if the record is unreadable.
             Err(error) => {
                 Some(format!("its record {DIRECTORY}/{} cannot be read: {error}", brake::FILE))
             }
@@ -163,7 +163,7 @@ impl Settings {
                 node,
                 mem_total: memory.mem_total,
                 usable: memory.usable,
-                stand_aside,
+                is_restored,
                 brake,
             },
             memory,

@@ -202,8 +202,8 @@ async fn refused(runtime: &Runtime, pod: &Pod) {
         pod.container.clone(),
         memory_limit(100 * MIB),
     );
-    // An attempt to reach the API server may take 10 s (`PATIENCE` in `report/events.rs`). The
-    // plugin must not wait for the attempt.
+    // An attempt to reach the API server may take 10 s (`REQUEST_TIMEOUT` in
+    // `report/events/publisher.rs`). The plugin must not wait for the attempt.
     let answer = timeout(Duration::from_secs(5), cut).await.expect("the plugin answers");
     assert!(answer.unwrap_err().to_string().contains("would be killed"));
 }

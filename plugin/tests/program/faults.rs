@@ -415,7 +415,7 @@ async fn with_a_full_disk_pods_get_their_values_and_it_is_said_what_will_not_be_
     runtime.make_cgroup(&pod);
     runtime.synchronize(&[&pod]).await;
     runtime.serve_update(&[&pod]).await;
-    let said = daemon.says("cannot write down what containers held before").await;
+    let said = daemon.says("cannot store the original values of containers").await;
     assert!(
         said.contains("No space left on device") && said.contains("plimsoll restore"),
         "{said}"
@@ -426,7 +426,7 @@ async fn with_a_full_disk_pods_get_their_values_and_it_is_said_what_will_not_be_
     daemon.signal(Signal::TERM);
     while let Some(line) = daemon.messages.recv().await {
         assert!(
-            !line.contains("cannot write down what containers"),
+            !line.contains("cannot store the original values of containers"),
             "the plugin must log each failure once: {line}"
         );
     }

@@ -489,7 +489,8 @@ async fn what_the_user_asks_for_meanwhile_counts() {
     count_up(&runtime, &pod, 3, 0);
     daemon.says("raised the limit of a container").await;
     // The plugin requests the raised limit only after one second without events (`QUIET` in
-    // `agent/reconcile.rs`). The user asks for another limit before this second has passed.
+    // `agent/reconciler/updater.rs`). The user asks for another limit before this second has
+    // passed.
     runtime.update(&pod, memory_limit(220 * MIB)).await;
     fs::write(runtime.cgroup(&pod).join("memory.max"), format!("{}\n", 220 * MIB)).unwrap();
     runtime.updated(&pod).await;

@@ -513,9 +513,9 @@ async fn a_foreign_change_stays_without_repair() {
     daemon.says("verified").await;
     let container = cgroup(&pod);
     runtime.set_file(&container, "memory.min", "4096");
-    daemon.says("left as another program set it").await;
+    daemon.says("so the plugin leaves the changed value").await;
     runtime.set_file(&pod.cgroup(), "memory.min", "8192");
-    daemon.says("left as another program set it").await;
+    daemon.says("so the plugin leaves the changed value").await;
     assert_eq!(runtime.file(&container, "memory.min"), "4096");
     assert_eq!(runtime.file(&pod.cgroup(), "memory.min"), "8192");
 }
@@ -527,7 +527,7 @@ async fn what_was_left_without_repair_stays_left() {
     let pod = run_pod(&runtime).await;
     daemon.says("verified").await;
     runtime.set_file(&pod.cgroup(), "memory.min", "8192");
-    daemon.says("left as another program set it").await;
+    daemon.says("so the plugin leaves the changed value").await;
     // Another program writes once more. Each new configuration makes the plugin check everything.
     // The second request shows that the first check has ended.
     runtime.set_file(&pod.cgroup(), "memory.min", "12288");

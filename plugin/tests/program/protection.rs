@@ -397,7 +397,8 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
     assert_eq!(runtime.file(&kata.cgroup(), "memory.min"), (110 * MIB).to_string());
     assert_eq!(runtime.file(&gvisor.cgroup(), "memory.min"), (300 * MIB).to_string());
     // The plugin sends no request to the runtime and repairs nothing. The 12 s exceed the delay
-    // before the first inspection of an unknown cgroup, 10 s (`PATIENCE` in `agent/reconcile.rs`).
+    // before the first inspection of an unknown cgroup. The delay is 10 s (`UNKNOWN_CGROUP_DELAY`
+    // in `agent/reconciler/mod.rs`).
     let asked = tokio::time::timeout(Duration::from_secs(12), async {
         tokio::select! {
             _ = runtime.updates.recv() => "an update",
@@ -446,7 +447,7 @@ async fn a_container_that_the_runtime_did_not_tell_of_is_asked_for() {
     run(&runtime, &mut daemon, &known).await;
     runtime.make_cgroup(&lost);
     runtime.run_unseen(&lost);
-    let line = daemon.says("has not told of").await;
+    let line = daemon.says("has not reported the container in this cgroup").await;
     assert!(line.contains("/kubepods/podlost/id-lost"), "{line}");
     let mut runtime = node.accept().await;
     runtime.synchronize(&[&known, &lost]).await;
@@ -495,9 +496,9 @@ async fn what_is_written_and_protects_nothing_is_reported() {
     assert_eq!(runtime.file("outer/kubepods", "memory.min"), (200 * MIB).to_string());
     let config = "nodeAllocatable: 4Gi\nsystemReservedCgroup: /outer/inner\nsystemReserved: {memory: 100Mi}\n";
     node.replace("plimsoll.yaml", config);
-    let line = daemon.says("what is written does not protect").await;
+    let line = daemon.says("the protection of the cgroup has no effect").await;
     assert!(line.contains("cgroup=/outer/inner ") && !line.contains("pod="), "{line}");
-    let line = daemon.says("what is written does not protect").await;
+    let line = daemon.says("the protection of the cgroup has no effect").await;
     assert!(line.contains("container=\"app\"") && line.contains("effective_min=\"0\""), "{line}");
     // Once the cgroup above has enough protection, the values take effect. The plugin then logs at
     // debug level instead of a warning.
@@ -1349,7 +1350,7 @@ async fn a_reserved_cgroup_that_is_missing_is_said() {
     let (node, mut daemon, _runtime) = start().await;
     let config = "nodeAllocatable: 4Gi\nsystemReservedCgroup: /podruntime\nsystemReserved: {memory: 100Mi}\n";
     node.replace("plimsoll.yaml", config);
-    let line = daemon.says("names a cgroup that is not there").await;
+    let line = daemon.says("names a cgroup that does not exist").await;
     assert!(line.contains("WARN") && line.contains("cgroup=/podruntime"), "{line}");
 }
 

@@ -176,7 +176,7 @@ async fn without_repair_a_pods_lower_limit_stays() {
     let (node, mut daemon, mut runtime, pod) = raised(config).await;
     let lower = (150 * MIB).to_string();
     runtime.set_file(&pod.cgroup(), "memory.max", &lower);
-    daemon.says("left as another program set it").await;
+    daemon.says("so the plugin leaves the changed value").await;
     // Each new configuration makes the plugin check everything. The second request shows that the
     // first check has ended.
     for headroom in ["8Mi", "16Mi"] {
@@ -216,7 +216,7 @@ async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
     daemon.says("verified").await;
     let lower = (150 * MIB).to_string();
     runtime.set_file(&pod.cgroup(), "memory.max", &lower);
-    daemon.says("left as another program set it").await;
+    daemon.says("so the plugin leaves the changed value").await;
     record_limits(&node, "300m");
     runtime.update(&pod, cpu(memory_limit(200 * MIB), 30_000)).await;
     assert_eq!(runtime.file(&pod.cgroup(), "cpu.max"), "30000 100000");
@@ -491,8 +491,8 @@ async fn a_cut_that_the_runtime_does_not_make_leaves_memory_high_as_it_should_be
     runtime.uses(&pod, 20 * MIB, 0);
     cut(&runtime, &pod, 60 * MIB).await.unwrap();
     assert_eq!(runtime.read(&pod, "memory.high"), (20 * MIB).to_string());
-    // The runtime neither sets the limit nor reports a result. After 15 s (`LATER` in
-    // `agent/reconcile.rs`) the plugin restores `memory.high`.
+    // The runtime neither sets the limit nor reports a result. After 15 s
+    // (`UPDATE_CHECK_DELAY` in `agent/reconciler/mod.rs`) the plugin restores `memory.high`.
     daemon.says("outcome=applied").await;
     runtime.holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", "max").await;
 }
@@ -659,8 +659,8 @@ async fn a_cut_under_way_is_not_disturbed_by_an_update_before_it() {
     runtime.apply(&pod, &asked);
     runtime.updated(&pod).await;
     // The plugin's check of the first update must not restore `memory.high` during the second
-    // update. This check is due 15 s after the first update (`LATER` in `agent/reconcile.rs`),
-    // after the end of this test.
+    // update. This check is due 15 s after the first update (`UPDATE_CHECK_DELAY` in
+    // `agent/reconciler/mod.rs`), after the end of this test.
     tokio::time::sleep(Duration::from_secs(3)).await;
     cut(&runtime, &pod, 60 * MIB).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -1034,7 +1034,7 @@ async fn a_deferred_cut_holds_nobody_back_for_long_while_the_runtime_is_never_qu
         runtime
             .holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", 60 * MIB)
             .await;
-        daemon.says("it was not quiet").await;
+        daemon.says("was not quiet for").await;
         runtime
             .holds(&format!("{}/{}", pod.cgroup(), pod.container.id), "memory.high", &before[2])
             .await;

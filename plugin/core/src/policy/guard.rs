@@ -17,7 +17,8 @@ pub struct GuardRecord {
     pub before: Limit,
     /// Limits that the guard has set. While the guard limit changes, these are the old and the new
     /// one.
-    pub lines: Vec<Bytes>,
+    #[serde(rename = "lines")]
+    pub limits: Vec<Bytes>,
 }
 
 impl GuardRecord {
@@ -26,7 +27,7 @@ impl GuardRecord {
 
     /// Returns whether `observed` is a limit that the guard has set.
     pub fn is_ours(&self, observed: Limit) -> bool {
-        self.lines.iter().any(|line| observed == Limit::Bytes(*line))
+        self.limits.iter().any(|limit| observed == Limit::Bytes(*limit))
     }
 
     /// Returns the limit that kubepods would have without the guard. `observed` is its current
@@ -41,10 +42,10 @@ impl GuardRecord {
 pub enum GuardStep {
     /// The file holds the right value.
     Nothing,
-    /// Set the limit to `line`. Without the guard, the file would hold `before`.
+    /// Set the limit to `limit`. Without the guard, the file would hold `before`.
     Set {
         /// Limit to set.
-        line: Bytes,
+        limit: Bytes,
         /// Value that the file would hold without the guard.
         before: Limit,
     },
@@ -54,16 +55,20 @@ pub enum GuardStep {
     Forget,
 }
 
-/// Decides the action. `line` is the desired guard limit; `None` if no limit is desired.
-pub fn guard_step(line: Option<Bytes>, observed: Limit, record: Option<&GuardRecord>) -> GuardStep {
+/// Decides the action. `limit` is the desired guard limit; `None` if no limit is desired.
+pub fn guard_step(
+    limit: Option<Bytes>,
+    observed: Limit,
+    record: Option<&GuardRecord>,
+) -> GuardStep {
     let ours = record.filter(|record| record.is_ours(observed));
     let before = ours.map_or(observed, |record| record.before);
-    match line {
-        Some(line) if Limit::Bytes(line) < before => {
-            if observed == Limit::Bytes(line) && ours.is_some() {
+    match limit {
+        Some(limit) if Limit::Bytes(limit) < before => {
+            if observed == Limit::Bytes(limit) && ours.is_some() {
                 GuardStep::Nothing
             } else {
-                GuardStep::Set { line, before }
+                GuardStep::Set { limit, before }
             }
         }
         _ if ours.is_some() => GuardStep::PutBack(before),
@@ -86,12 +91,12 @@ mod tests {
         Limit::Bytes(bytes(mib))
     }
 
-    fn record(before: Limit, line: u64) -> GuardRecord {
+    fn record(before: Limit, limit: u64) -> GuardRecord {
         GuardRecord {
             cgroup: CgroupPath::parse("kubepods").unwrap(),
             inode: 7,
             before,
-            lines: vec![bytes(line)],
+            limits: vec![bytes(limit)],
         }
     }
 
@@ -99,11 +104,11 @@ mod tests {
     fn pods_get_the_line_unless_the_kubelet_leaves_them_less() {
         assert_eq!(
             guard_step(Some(bytes(900)), Limit::Max, None),
-            GuardStep::Set { line: bytes(900), before: Limit::Max }
+            GuardStep::Set { limit: bytes(900), before: Limit::Max }
         );
         assert_eq!(
             guard_step(Some(bytes(900)), limit(1000), None),
-            GuardStep::Set { line: bytes(900), before: limit(1000) }
+            GuardStep::Set { limit: bytes(900), before: limit(1000) }
         );
         assert_eq!(guard_step(Some(bytes(900)), limit(800), None), GuardStep::Nothing);
         assert_eq!(
@@ -128,11 +133,11 @@ mod tests {
         let set = record(limit(1000), 900);
         assert_eq!(
             guard_step(Some(bytes(950)), limit(900), Some(&set)),
-            GuardStep::Set { line: bytes(950), before: limit(1000) }
+            GuardStep::Set { limit: bytes(950), before: limit(1000) }
         );
         assert_eq!(
             guard_step(Some(bytes(850)), limit(900), Some(&set)),
-            GuardStep::Set { line: bytes(850), before: limit(1000) }
+            GuardStep::Set { limit: bytes(850), before: limit(1000) }
         );
         assert_eq!(
             guard_step(Some(bytes(1100)), limit(900), Some(&set)),
@@ -146,7 +151,7 @@ mod tests {
         // A restarted kubelet reserves another amount.
         assert_eq!(
             guard_step(Some(bytes(900)), limit(1200), Some(&set)),
-            GuardStep::Set { line: bytes(900), before: limit(1200) }
+            GuardStep::Set { limit: bytes(900), before: limit(1200) }
         );
         assert_eq!(guard_step(Some(bytes(900)), limit(700), Some(&set)), GuardStep::Forget);
     }
@@ -154,7 +159,7 @@ mod tests {
     #[test]
     fn while_the_line_changes_both_are_the_guards_own() {
         let changing =
-            GuardRecord { lines: vec![bytes(900), bytes(850)], ..record(limit(1000), 0) };
+            GuardRecord { limits: vec![bytes(900), bytes(850)], ..record(limit(1000), 0) };
         for held in [limit(900), limit(850)] {
             assert_eq!(guard_step(None, held, Some(&changing)), GuardStep::PutBack(limit(1000)));
             assert_eq!(changing.without(held), limit(1000));
@@ -162,7 +167,7 @@ mod tests {
         // The limit is set once more, so that the record contains only one limit.
         assert_eq!(
             guard_step(Some(bytes(850)), limit(900), Some(&changing)),
-            GuardStep::Set { line: bytes(850), before: limit(1000) }
+            GuardStep::Set { limit: bytes(850), before: limit(1000) }
         );
     }
 }

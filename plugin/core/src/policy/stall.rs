@@ -8,7 +8,7 @@ pub struct ThrottleState {
     /// Memory usage.
     pub usage: Bytes,
     /// Desired `memory.high`.
-    pub line: Bytes,
+    pub policy_high: Bytes,
     /// Observed `memory.high`.
     pub high: Limit,
     /// The container's limit. For a container without a limit, the caller passes a substitute.
@@ -29,7 +29,8 @@ impl ThrottleState {
     /// Returns whether the usage is far enough below the desired `memory.high`, so that the plugin
     /// may restore the desired value.
     pub fn is_well_below(&self) -> bool {
-        self.usage < self.line.saturating_sub(Bytes::new(self.line.get() / WELL_BELOW))
+        self.usage
+            < self.policy_high.saturating_sub(Bytes::new(self.policy_high.get() / WELL_BELOW))
     }
 
     /// Returns the next `memory.high` and the size of the step. Returns `None` if `memory.high` is
@@ -40,8 +41,8 @@ impl ThrottleState {
     /// step removes `memory.high`.
     pub fn release(&self, free: Bytes) -> Option<(Limit, Bytes)> {
         let high = self.high.bytes()?;
-        let step =
-            Bytes::new(self.max.saturating_sub(self.line).get().div_ceil(STEPS)).max(LEAST_STEP);
+        let step = Bytes::new(self.max.saturating_sub(self.policy_high).get().div_ceil(STEPS))
+            .max(LEAST_STEP);
         if step > free {
             return None;
         }
@@ -77,7 +78,7 @@ mod tests {
     fn throttled(usage: u64, high: u64, stalled: f64) -> ThrottleState {
         ThrottleState {
             usage: mib(usage),
-            line: mib(100),
+            policy_high: mib(100),
             high: mib(high).into(),
             max: mib(200),
             stalled,

@@ -8,7 +8,7 @@ use plimsoll_core::incident::{Incident, IncidentKind, Subject};
 use plimsoll_core::pod::{CgroupPath, PodCgroup};
 use tracing::{debug, warn};
 
-use super::{AFTER_A_CUT, Total, Watcher, is_due, now, times_reached};
+use super::{DECREASE_KILL_WINDOW, Total, Watcher, is_due, now, times_reached};
 use crate::agent::guard;
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::report::Report;
@@ -20,7 +20,7 @@ use crate::state::kill_counts::{Counts, Killed, Pod};
 
 /// Returns the counts of the pod's containers, and the IDs of the containers whose cgroups are
 /// gone.
-fn look_at_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, Vec<String>) {
+fn read_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, Vec<String>) {
     let (mut counts, mut gone) = (Vec::new(), Vec::new());
     for (id, running) in &pod.running {
         match root.cgroup(&running.cgroup).and_then(|cgroup| cgroup.events()) {
@@ -53,13 +53,13 @@ impl Watcher {
 
     /// Checks a pod for kills, and forgets its containers in `ended`. Returns `false` if the pod is
     /// gone.
-    pub(super) fn look(&mut self, path: &CgroupPath, ended: &BTreeSet<String>) -> bool {
+    pub(super) fn check_pod(&mut self, path: &CgroupPath, ended: &BTreeSet<String>) -> bool {
         let Some(pod) = self.counted.pods.get_mut(path) else {
             return self.root.cgroup(path).is_ok();
         };
         let before = (pod.accounted, pod.limits_reached);
         // Read the containers before the pod, because the kernel counts upwards.
-        let (counts, gone) = look_at_containers(&self.root, pod);
+        let (counts, gone) = read_containers(&self.root, pod);
         let events = match self.root.cgroup(path).and_then(|pod| pod.events()) {
             Ok(events) => events,
             Err(CgroupError::Gone(_)) => return false,
@@ -95,7 +95,7 @@ impl Watcher {
         forgotten.iter().for_each(|name| self.publish(path, name));
         if has_changed {
             // Store the counts before the reports.
-            self.write_down();
+            self.store();
         }
         for killed in killed {
             let by_ours = self.kills_by_our_limits(path, &killed, is_by_its_limit);
@@ -103,7 +103,7 @@ impl Watcher {
             if was_seen {
                 (0..by_ours).for_each(|_| self.reports.brake.count(Cause::Kills, Instant::now()));
             }
-            self.killed(path, &killed, is_by_its_limit);
+            self.on_killed(path, &killed, is_by_its_limit);
         }
         true
     }
@@ -128,7 +128,7 @@ impl Watcher {
     }
 
     /// Reports a container's kills, and raises its limit if a raise is due.
-    pub(super) fn killed(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) {
+    pub(super) fn on_killed(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) {
         let Some(pod) = self.counted.pods.get_mut(path) else { return };
         let settings = self.containers.settings();
         let rescue = settings.config.oom_rescue.unwrap_or_default();
@@ -150,8 +150,8 @@ impl Watcher {
         let container = container.or_else(|| killed.container.clone());
         let by = if is_by_its_limit { By::limit } else { By::node };
         self.reports.metrics.oom_kills.get_or_create(&OfKill { by }).inc_by(killed.times);
-        if is_due(self.told(path, &killed.name).kills, now) {
-            self.told(path, &killed.name).kills = Some(now);
+        if is_due(self.last_reported(path, &killed.name).kills, now) {
+            self.last_reported(path, &killed.name).kills = Some(now);
             let subject = match &container {
                 Some(container) => container.as_ref().into(),
                 None => {
@@ -169,7 +169,7 @@ impl Watcher {
             self.reports.report(&Subject { cgroup: Some(path.clone()), ..subject }, &what);
         }
         if let Some(container) = container {
-            self.consider(path, &container);
+            self.raise_if_due(path, &container);
         }
     }
 
@@ -187,7 +187,7 @@ impl Watcher {
         }
         let Some(pod) = PodCgroup::parse(path.as_str()) else { return 0 };
         let is_ours = |report: &Report| {
-            report.kind == IncidentKind::CutApplied && report.is_within(AFTER_A_CUT)
+            report.kind == IncidentKind::CutApplied && report.is_within(DECREASE_KILL_WINDOW)
         };
         if self.reports.of_container(&pod.uid, &killed.name).iter().any(is_ours) {
             killed.times

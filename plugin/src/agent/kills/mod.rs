@@ -2,12 +2,12 @@
 //! container by name, across new IDs and restarts of the plugin. With `oomRescue`, the plugin
 //! raises the limit of a container that is OOM-killed repeatedly.
 //!
-//! A pod's `memory.events` counts the kills of its containers and outlives them. Each change
-//! triggers inotify. The containers' own files show which container was killed. The runtime removes
-//! these files after the end of the container. So the plugin reads them when inotify reports a
-//! change, and before it forgets a container. The kernel first counts in the container, then in its
-//! ancestor cgroups. With `memory.oom.group`, it counts the killed processes one by one. The plugin
-//! may therefore read only a part of a kill's counts.
+//! A pod's `memory.events` counts the kills of the pod's containers, and outlives the containers.
+//! inotify reports each change of the file. The containers' own files show which container was
+//! killed. The runtime removes these files after the end of the container. So the plugin reads them
+//! when inotify reports a change, and before it forgets a container. The kernel first counts in the
+//! container, then in its ancestor cgroups. With `memory.oom.group`, the kernel counts the killed
+//! processes one by one. The plugin may therefore read only a part of a kill's counts.
 //!
 //! One task counts kills and raises limits. Event handlers read its results from memory. The task
 //! stores the counts under `/run`, so a reboot removes both the counts and the cgroups.
@@ -30,42 +30,42 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::warn;
 
-use self::watch::{EVERY, Wakes, next};
+use self::watch::{CHECK_INTERVAL, Wakes, next};
 use crate::agent::memory::give_memory_back;
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::cgroup::CgroupRoot;
 use crate::report::Reports;
 use crate::state::atomic_file;
 use crate::state::container::Container;
 use crate::state::containers::Containers;
-use crate::state::kill_counts::{Counted, Counts, FILE, Pod, Running, Told};
+use crate::state::kill_counts::{Counted, Counts, FILE, LastReported, Pod, Running};
 use crate::state::levels::Levels;
 use crate::state::originals;
 use crate::state::rescues::Rescues;
 
 /// Minimum time between two checks. A container that is throttled at `memory.high` triggers inotify
 /// as often as a container that is killed.
-const PAUSE: Duration = Duration::from_millis(40);
+const CHECK_PAUSE: Duration = Duration::from_millis(40);
 
 /// Time after which the plugin repeats its request to the runtime to set a limit, in seconds.
-const RAISE_AGAIN: u64 = 30;
+const RAISE_RETRY: u64 = 30;
 
-/// Time in seconds after the plugin set a deferred limit, in which the deferred limit counts as the
-/// cause of a kill.
-const AFTER_A_CUT: u64 = 60;
+/// Time in seconds after the plugin has set a deferred limit. A kill within this time counts as a
+/// kill by the deferred limit.
+const DECREASE_KILL_WINDOW: u64 = 60;
 
 /// Minimum time between two reports about a container, in seconds.
-const TELL_EVERY: u64 = 10;
+const REPORT_INTERVAL: u64 = 10;
 
 /// Sender of changes to the task that watches for kills.
 #[derive(Debug)]
-pub struct Kills {
-    changes: mpsc::UnboundedSender<Change>,
+pub struct KillNotifier {
+    changes: mpsc::UnboundedSender<ContainerChange>,
 }
 
 /// A change that the event handlers report to the task.
 #[derive(Debug)]
-enum Change {
+enum ContainerChange {
     /// The container was started, or its user has asked for a limit.
     Runs(Arc<Container>),
     /// The container with this pod cgroup and ID has ended.
@@ -74,29 +74,31 @@ enum Change {
     All(Vec<Arc<Container>>),
 }
 
-impl Kills {
+impl KillNotifier {
     /// Informs the task of all running containers.
     pub fn synchronize(&self, containers: Vec<Arc<Container>>) {
         // The receiver lives as long as the program.
-        let _ = self.changes.send(Change::All(containers));
+        let _ = self.changes.send(ContainerChange::All(containers));
     }
 
     /// Informs the task that a container was started, or that its user has asked for a limit.
     pub fn runs(&self, container: &Arc<Container>) {
-        let _ = self.changes.send(Change::Runs(container.clone()));
+        let _ = self.changes.send(ContainerChange::Runs(container.clone()));
     }
 
     /// Informs the task that a container has ended.
     pub fn ended(&self, container: &Container) {
         if let Some(place) = &container.place {
-            let _ = self.changes.send(Change::Ended(place.cgroup().clone(), container.id.clone()));
+            let _ = self
+                .changes
+                .send(ContainerChange::Ended(place.cgroup().clone(), container.id.clone()));
         }
     }
 }
 
 /// Returns whether the next report is due.
-fn is_due(told: Option<u64>, now: u64) -> bool {
-    told.is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY)
+fn is_due(reported: Option<u64>, now: u64) -> bool {
+    reported.is_none_or(|reported| now.saturating_sub(reported) >= REPORT_INTERVAL)
 }
 
 /// The task that watches for kills and counts them.
@@ -107,8 +109,8 @@ pub struct Watcher {
     levels: Arc<Levels>,
     rescues: Arc<Rescues>,
     reports: Arc<Reports>,
-    work: mpsc::UnboundedSender<Work>,
-    changed: mpsc::UnboundedReceiver<Change>,
+    work: mpsc::UnboundedSender<WorkItem>,
+    changed: mpsc::UnboundedReceiver<ContainerChange>,
     path: PathBuf,
     counted: Counted,
     /// Whether no stored counts existed at the start. The kills in the cgroup files may then be
@@ -148,8 +150,8 @@ impl Watcher {
         containers: Arc<Containers>,
         levels: Arc<Levels>,
         reports: Arc<Reports>,
-        work: mpsc::UnboundedSender<Work>,
-    ) -> (Arc<Kills>, Arc<Rescues>, Self) {
+        work: mpsc::UnboundedSender<WorkItem>,
+    ) -> (Arc<KillNotifier>, Arc<Rescues>, Self) {
         let path = host.join(originals::DIRECTORY).join(FILE);
         let read = fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Counted>(&text)?));
         let (counted, is_first) = match read {
@@ -169,7 +171,7 @@ impl Watcher {
         });
         let (changes, changed) = mpsc::unbounded_channel();
         let rescues = Arc::new(Rescues::new(containers.clone(), rescued));
-        let kills = Arc::new(Kills { changes });
+        let kills = Arc::new(KillNotifier { changes });
         let watcher = Self {
             root,
             containers,
@@ -194,10 +196,10 @@ impl Watcher {
         let mut wakes = Wakes::new()
             .inspect_err(|error| {
                 warn!(%error, "cannot watch for kills; the plugin finds kills only every \
-                               {EVERY:?}")
+                               {CHECK_INTERVAL:?}")
             })
             .ok();
-        let mut ticks = interval(EVERY);
+        let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let (mut changes, mut woken, mut is_tick) = (Vec::new(), BTreeSet::new(), false);
@@ -221,24 +223,26 @@ impl Watcher {
                 }
             }
             self.work(changes, woken, &mut wakes);
-            sleep(PAUSE).await;
+            sleep(CHECK_PAUSE).await;
         }
     }
 
     fn work(
         &mut self,
-        changes: Vec<Change>,
+        changes: Vec<ContainerChange>,
         woken: BTreeSet<CgroupPath>,
         wakes: &mut Option<Wakes>,
     ) {
-        let is_about_all = changes.iter().any(|change| matches!(change, Change::All(_)));
+        let is_about_all = changes.iter().any(|change| matches!(change, ContainerChange::All(_)));
         let mut due: Due = woken.into_iter().map(|pod| (pod, BTreeSet::new())).collect();
         for change in changes {
             match change {
-                Change::Runs(container) => self.runs(&container, wakes, &mut due),
-                Change::Ended(pod, id) => _ = due.entry(pod).or_default().insert(id),
-                Change::All(containers) => {
-                    containers.iter().for_each(|container| self.runs(container, wakes, &mut due));
+                ContainerChange::Runs(container) => self.on_runs(&container, wakes, &mut due),
+                ContainerChange::Ended(pod, id) => _ = due.entry(pod).or_default().insert(id),
+                ContainerChange::All(containers) => {
+                    containers
+                        .iter()
+                        .for_each(|container| self.on_runs(container, wakes, &mut due));
                     let known: BTreeSet<_> =
                         containers.iter().map(|container| &container.id).collect();
                     for (pod, counted) in &self.counted.pods {
@@ -246,13 +250,13 @@ impl Watcher {
                         due.entry(pod.clone()).or_default().extend(gone);
                     }
                     if std::mem::take(&mut self.is_first) {
-                        self.write_down();
+                        self.store();
                     }
                 }
             }
         }
         for (pod, ended) in due {
-            if !self.look(&pod, &ended) {
+            if !self.check_pod(&pod, &ended) {
                 if let Some(wakes) = wakes {
                     wakes.remove(&pod);
                 }
@@ -265,7 +269,7 @@ impl Watcher {
     }
 
     /// Handles a container that was started, or whose user has asked for a limit.
-    fn runs(&mut self, container: &Arc<Container>, wakes: &mut Option<Wakes>, due: &mut Due) {
+    fn on_runs(&mut self, container: &Arc<Container>, wakes: &mut Option<Wakes>, due: &mut Due) {
         let (Some(place), Some(cgroup)) = (&container.place, &container.cgroup) else { return };
         let path = place.cgroup();
         // Watch first: the kernel may kill a process after the plugin has read the counts.
@@ -273,7 +277,7 @@ impl Watcher {
             && let Err(error) = wakes.add(&self.root, path)
         {
             warn!(cgroup = %path, %error, "cannot watch for kills of a pod; the plugin finds \
-                                           kills only every {EVERY:?}");
+                                           kills only every {CHECK_INTERVAL:?}");
         }
         let Ok(open) = self.root.cgroup(path) else { return };
         let (Ok(inode), Ok(events)) = (open.inode(), open.events()) else { return };
@@ -310,16 +314,22 @@ impl Watcher {
             .is_some_and(|history| history.asks_for(container.asked, page));
         if is_forgotten {
             self.publish(path, &container.name);
-            self.write_down();
+            self.store();
         }
         due.entry(path.clone()).or_default();
-        // The task may not have read the last kill of an earlier container with this name before it
-        // forgot the earlier container.
-        self.consider(path, container);
+        // The last kill of an earlier container with this name may have made a raise due. The task
+        // may have read this kill only after it forgot the earlier container.
+        self.raise_if_due(path, container);
     }
 
-    fn told(&mut self, path: &CgroupPath, name: &str) -> &mut Told {
-        self.counted.pods.entry(path.clone()).or_default().told.entry(name.to_owned()).or_default()
+    fn last_reported(&mut self, path: &CgroupPath, name: &str) -> &mut LastReported {
+        self.counted
+            .pods
+            .entry(path.clone())
+            .or_default()
+            .last_reported
+            .entry(name.to_owned())
+            .or_default()
     }
 
     /// Publishes a container's raised limit for the event handlers.
@@ -333,11 +343,11 @@ impl Watcher {
     fn forget(&mut self, path: &CgroupPath) {
         self.rescues.forget_pod(path);
         if self.counted.pods.remove(path).is_some_and(|pod| pod.accounted != Counts::default()) {
-            self.write_down();
+            self.store();
         }
     }
 
-    fn write_down(&mut self) {
+    fn store(&mut self) {
         let text = serde_json::to_vec(&self.counted).map_err(io::Error::from);
         let result = text.and_then(|text| atomic_file::replace(&self.path, &text));
         if let Err(error) = &result

@@ -8,19 +8,19 @@ use plimsoll_core::policy::rescue::{History, Rescue, RescueDecision};
 use plimsoll_core::units::{Bytes, Limit};
 use tracing::debug;
 
-use super::{RAISE_AGAIN, Watcher, is_due, now};
-use crate::agent::reconciler::Work;
+use super::{RAISE_RETRY, Watcher, is_due, now};
+use crate::agent::reconciler::WorkItem;
 use crate::state::container::Container;
 use crate::state::rescues::is_rescue_wanted;
 
 impl Watcher {
     /// Raises a container's limit if a raise is due. Raises the pod's limit first. Later containers
     /// of the same name also get the raised limit.
-    pub(super) fn consider(&mut self, path: &CgroupPath, container: &Arc<Container>) {
+    pub(super) fn raise_if_due(&mut self, path: &CgroupPath, container: &Arc<Container>) {
         if self.containers.settings().observes() {
             return self.plan(path, container, now());
         }
-        let Some(limit) = self.judge(path, container, now()) else { return };
+        let Some(limit) = self.decide_raise(path, container, now()) else { return };
         let raised = Container { limit: Limit::Bytes(limit), ..(**container).clone() };
         let mut others = self.containers.in_sandbox(&container.sandbox);
         others.retain(|other| other.name != container.name && self.levels.is_alive(other));
@@ -29,7 +29,7 @@ impl Watcher {
         let raise = self.levels.raise_limits(&raised, &pod, false);
         self.reports.report_all(raise.incidents);
         // The receiver lives as long as the program.
-        let _ = self.work.send(Work::higher_limit(container, limit));
+        let _ = self.work.send(WorkItem::higher_limit(container, limit));
     }
 
     /// Reports the raise that the plugin only plans in observe mode.
@@ -43,9 +43,12 @@ impl Watcher {
         let own_ceiling = container.overrides.oom_rescue;
         let Some(pod) = self.counted.pods.get(path) else { return };
         let Some(history) = pod.histories.get(&container.name) else { return };
-        let is_told = pod.told.get(&container.name).is_some_and(|told| !is_due(told.planned, now));
+        let is_reported = pod
+            .last_reported
+            .get(&container.name)
+            .is_some_and(|reported| !is_due(reported.planned, now));
         let (kills, window) = (history.kills(rescue.window, now), rescue.window);
-        if is_told
+        if is_reported
             || kills < rescue.kills as usize
             || own_ceiling == Some(None)
             || self.is_bounded_by_its_pod(container)
@@ -54,7 +57,7 @@ impl Watcher {
         }
         let free = self.free(container);
         let page = settings.node.page_size;
-        // Judge a copy of the history, so that the plugin does not store the decision.
+        // Decide with a copy of the history, so that the plugin does not store the decision.
         let what =
             match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
                 RescueDecision::NotYet => return,
@@ -65,12 +68,12 @@ impl Watcher {
                     Incident::AtCeiling { observed: asked, ceiling, free, kills, window }
                 }
             };
-        self.told(path, &container.name).planned = Some(now);
+        self.last_reported(path, &container.name).planned = Some(now);
         self.reports.report_planned(&container.into(), &what);
     }
 
     /// Returns a raised limit if a raise is due.
-    pub(super) fn judge(
+    pub(super) fn decide_raise(
         &mut self,
         path: &CgroupPath,
         container: &Container,
@@ -84,19 +87,19 @@ impl Watcher {
         let asked = container.asked.bytes()?;
         let pod = self.counted.pods.get(path)?;
         let kills = pod.histories.get(&container.name)?.kills(rescue.window, now);
-        let told = pod.told.get(&container.name).copied().unwrap_or_default();
+        let reported = pod.last_reported.get(&container.name).copied().unwrap_or_default();
         let rescued = pod.histories.get(&container.name).and_then(History::rescued);
         if let Some(Rescue { limit, .. }) = rescued
             && container.started
             && container.limit.is_same(asked.into(), settings.node.page_size)
-            && told.raised.is_none_or(|raised| now.saturating_sub(raised) >= RAISE_AGAIN)
+            && reported.raised.is_none_or(|raised| now.saturating_sub(raised) >= RAISE_RETRY)
         {
             // The runtime has not set the requested limit.
-            self.told(path, &container.name).raised = Some(now);
+            self.last_reported(path, &container.name).raised = Some(now);
             return Some(limit);
         }
         if kills < rescue.kills as usize
-            || !is_due(told.ceiling, now)
+            || !is_due(reported.ceiling, now)
             || self.is_bounded_by_its_pod(container)
         {
             return None;
@@ -116,18 +119,18 @@ impl Watcher {
             RescueDecision::NotYet => return None,
             RescueDecision::Raise(desired) => {
                 self.publish(path, &container.name);
-                self.told(path, &container.name).raised = Some(now);
+                self.last_reported(path, &container.name).raised = Some(now);
                 let raise = Incident::Rescued { asked, observed: limit, desired, kills, window };
                 (Some(desired), raise)
             }
             RescueDecision::AtCeiling(ceiling) => {
-                self.told(path, &container.name).ceiling = Some(now);
+                self.last_reported(path, &container.name).ceiling = Some(now);
                 let observed = limit;
                 (None, Incident::AtCeiling { observed, ceiling, free, kills, window })
             }
         };
         self.reports.report(&container.into(), &incident);
-        self.write_down();
+        self.store();
         raised
     }
 

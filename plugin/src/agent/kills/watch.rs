@@ -12,7 +12,7 @@ use tracing::warn;
 use crate::cgroup::{CgroupRoot, EVENTS};
 
 /// Interval of the check for kills that inotify has not reported.
-pub(super) const EVERY: Duration = Duration::from_secs(10);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The inotify watches of the pods' `memory.events`.
 pub(super) struct Wakes {
@@ -75,8 +75,8 @@ pub(super) async fn next(wakes: &mut Option<Wakes>) -> CgroupPath {
         match some.next().await {
             Ok(pod) => return pod,
             Err(error) => {
-                warn!(%error, "cannot watch for kills any longer; they are found only every \
-                               {EVERY:?}")
+                warn!(%error, "cannot watch for kills any longer; the plugin finds kills only \
+                               every {CHECK_INTERVAL:?}")
             }
         }
         *wakes = None;

@@ -1,11 +1,12 @@
-//! Searches the tree for containers and reserved cgroups that the plugin does not know.
+//! Searches the cgroup tree for containers that the runtime has not reported, and for missing
+//! reserved cgroups.
 
 use plimsoll_core::pod::{CgroupPath, PodCgroup};
 use plimsoll_core::units::Bytes;
 use tracing::warn;
 
-use super::work::Work;
-use super::{PATIENCE, Reconciler};
+use super::work::WorkItem;
+use super::{Reconciler, UNKNOWN_CGROUP_DELAY};
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::kubelet::kubepods::{self, CgroupSearch, id_in};
 
@@ -15,27 +16,29 @@ fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
 }
 
 impl Reconciler {
-    /// Searches the tree for containers that the runtime has not reported. The runtime may be about
-    /// to report such a container, or its cgroup may be about to go. Therefore it is inspected
-    /// after a delay.
-    pub(super) fn take_census(&mut self) {
+    /// Searches the cgroup tree for containers that the runtime has not reported. Inspects each one
+    /// after a delay, because the runtime may report the container or remove its cgroup soon.
+    pub(super) fn find_unknown_cgroups(&mut self) {
         let CgroupSearch { found, problems } =
             kubepods::containers(&self.root, self.levels.kubepods());
         for (_, cgroup) in found {
             if !self.is_known(&cgroup) {
-                self.again(PATIENCE, Work::Stranger(cgroup));
+                self.schedule(UNKNOWN_CGROUP_DELAY, WorkItem::UnknownCgroup(cgroup));
             }
         }
         let is_incomplete = !problems.is_empty();
-        if is_incomplete && !self.is_census_incomplete {
+        if is_incomplete && !self.is_search_incomplete {
             let error = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            warn!(error, "cannot look for containers that the runtime did not tell of. Said once");
+            warn!(
+                error,
+                "cannot search for containers that the runtime has not reported. Logged once"
+            );
         }
-        self.is_census_incomplete = is_incomplete;
+        self.is_search_incomplete = is_incomplete;
         for cgroup in self.levels.reserved() {
             if !self.missing_reserved.contains(&cgroup) && self.is_gone(&cgroup) {
-                // The kubelet may make the cgroup soon, because it starts after the runtime.
-                self.again(PATIENCE, Work::Stranger(cgroup));
+                // The kubelet may create the cgroup soon, because it starts after the runtime.
+                self.schedule(UNKNOWN_CGROUP_DELAY, WorkItem::UnknownCgroup(cgroup));
             }
         }
         let mut missing = std::mem::take(&mut self.missing_reserved);
@@ -43,16 +46,17 @@ impl Reconciler {
         self.missing_reserved = missing;
     }
 
-    /// Inspects a cgroup. If the runtime has not reported its content, the plugin requests a new
-    /// synchronization. It does so once per cgroup.
-    pub(super) fn meet(&mut self, cgroup: CgroupPath) {
+    /// Inspects a cgroup. If the runtime has not reported the container in it, the plugin
+    /// reconnects to the runtime, which then reports all containers. The plugin reconnects only
+    /// once per cgroup.
+    pub(super) fn inspect_unknown_cgroup(&mut self, cgroup: CgroupPath) {
         if self.levels.is_reserved(&cgroup) {
-            return self.miss_reserved(cgroup);
+            return self.warn_missing_reserved(cgroup);
         }
         if PodCgroup::parse(cgroup.as_str()).is_some() {
-            // The cgroup of a pod, which was not watched until now.
+            // The plugin has not watched the cgroup of this pod until now.
             for child in children(&self.root, &cgroup) {
-                self.meet(child);
+                self.inspect_unknown_cgroup(child);
             }
             return;
         }
@@ -60,32 +64,36 @@ impl Reconciler {
         if !of_pod || self.is_known(&cgroup) || !self.is_in_use(&cgroup) {
             return;
         }
-        // The cgroup may be about to go, and the runtime may have reported its end already.
-        match self.strangers.get(&cgroup) {
+        // The runtime may have reported the end of the container, and may be about to remove the
+        // cgroup.
+        match self.unknown_cgroups.get(&cgroup) {
             None => {
-                self.strangers.insert(cgroup.clone(), false);
-                self.again(PATIENCE, Work::Stranger(cgroup));
+                self.unknown_cgroups.insert(cgroup.clone(), false);
+                self.schedule(UNKNOWN_CGROUP_DELAY, WorkItem::UnknownCgroup(cgroup));
                 return;
             }
             Some(true) => return,
-            Some(false) => _ = self.strangers.insert(cgroup.clone(), true),
+            Some(false) => _ = self.unknown_cgroups.insert(cgroup.clone(), true),
         }
-        warn!(%cgroup, "the runtime has not told of what is in this cgroup; asking it for \
-                        everything anew");
+        warn!(
+            %cgroup,
+            "the runtime has not reported the container in this cgroup; the plugin reconnects \
+             to the runtime"
+        );
         self.runtime.reconnect();
     }
 
-    /// Warns once that a reserved cgroup does not exist, so that nothing protects the services in
-    /// question.
-    pub(super) fn miss_reserved(&mut self, cgroup: CgroupPath) {
+    /// Warns once that a reserved cgroup does not exist, so that the plugin cannot protect its
+    /// services.
+    pub(super) fn warn_missing_reserved(&mut self, cgroup: CgroupPath) {
         // The guard itself warns about the cgroup that it chose.
         let is_named = !self.containers.settings().config.reserved.is_empty();
         if is_named && self.is_gone(&cgroup) && self.missing_reserved.insert(cgroup.clone()) {
             warn!(
                 %cgroup,
-                "systemReservedCgroup or kubeReservedCgroup names a cgroup that is not there: \
-                 nothing protects what it should hold. Name the cgroup in which the services are. \
-                 Said once"
+                "systemReservedCgroup or kubeReservedCgroup names a cgroup that does not exist, \
+                 so the plugin cannot protect its services; name the cgroup that contains the \
+                 services. Logged once"
             );
         }
     }

@@ -10,22 +10,18 @@ use plimsoll_core::policy::{KNOBS, Protection};
 use plimsoll_core::units::{Bytes, CPU_MAX, Knob, Limit};
 use tracing::{debug, info, warn};
 
-use super::compare::{Compared, InForce, Write, compare};
-use super::updater::{Done, Pending, QUIET};
-use super::work::Work;
-use super::{BATCH, BUSY, Due, REPAIRED, Reconciler, STORE_AGAIN};
+use super::compare::{Comparison, LimitsInForce, Write, all_writes, compare};
+use super::updater::{FinishedBatch, PendingUpdate, QUIET};
+use super::work::WorkItem;
+use super::{
+    BATCH, DueChecks, LIMIT_RETRY_DELAY, REPAIR_CHECK_DELAY, Reconciler, STORE_RETRY_DELAY,
+};
 use crate::cgroup::{CPU_WEIGHT, CgroupError, SWAP_MAX};
 use crate::in_own_thread;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::update_phase::{LimitMeaning, LimitRequest, UpdatePhase, UpdateResult};
 
-/// Returns writes of all desired values of a container, whatever its files hold.
-fn all_writes(decided: &Decided) -> Vec<Write> {
-    let write = |(knob, value)| Write { knob, observed: value, desired: value };
-    decided.values().into_iter().map(write).collect()
-}
-
-fn unreadable(container: &Container, error: &CgroupError) {
+fn log_unreadable(container: &Container, error: &CgroupError) {
     let Container { pod, name, .. } = container;
     let outcome = Outcome::from(error);
     if outcome == Outcome::Gone {
@@ -38,7 +34,7 @@ fn unreadable(container: &Container, error: &CgroupError) {
 impl Reconciler {
     /// Compares containers with the kernel and repairs them. The flags say whether inotify has
     /// reported a write to the container's files.
-    pub(super) async fn look_at(&mut self, batch: &[(String, bool)]) {
+    pub(super) async fn check_containers(&mut self, batch: &[(String, bool)]) {
         let enforces = self.containers.settings().enforces();
         let mut pending = Vec::new();
         for (id, touched) in batch {
@@ -52,24 +48,25 @@ impl Reconciler {
             let result = compare(&self.containers, &self.root, &container);
             if !self.containers.is_current(&container) {
                 // A newer event has changed the container, so this comparison is outdated.
-                self.again(Duration::ZERO, Work::Container(id.clone()));
+                self.schedule(Duration::ZERO, WorkItem::Container(id.clone()));
                 continue;
             }
             match result {
-                Ok(compared) => {
-                    pending.extend(self.compared(&container, compared, *touched, enforces));
+                Ok(comparison) => {
+                    pending
+                        .extend(self.handle_comparison(&container, comparison, *touched, enforces));
                 }
                 Err(CgroupError::Gone(_)) if container.started && container.has_had_processes => {
-                    self.ended(&container);
+                    self.on_ended(&container);
                 }
                 Err(CgroupError::Gone(_)) => {
                     if let Some(cgroup) = &container.cgroup {
-                        // There was nothing to watch yet.
+                        // The cgroup does not exist yet, so there is nothing to watch.
                         self.unwatch(cgroup);
                     }
-                    self.without_cgroup(&container);
+                    self.claim_without_cgroup(&container);
                 }
-                Err(error) => unreadable(&container, &error),
+                Err(error) => log_unreadable(&container, &error),
             }
         }
         while !pending.is_empty() {
@@ -81,15 +78,15 @@ impl Reconciler {
 
     /// Handles a container that was compared with the kernel. Returns a request for the runtime if
     /// one is due.
-    fn compared(
+    fn handle_comparison(
         &mut self,
         container: &Arc<Container>,
-        compared: Compared,
+        comparison: Comparison,
         touched: bool,
         enforces: bool,
-    ) -> Option<Pending> {
-        let is_in_force = compared.in_force.is_some();
-        if let Some(in_force) = compared.in_force {
+    ) -> Option<PendingUpdate> {
+        let is_in_force = comparison.in_force.is_some();
+        if let Some(in_force) = comparison.in_force {
             if container.started {
                 self.containers.set_has_had_processes(&container.id);
             }
@@ -98,44 +95,44 @@ impl Reconciler {
         // The container may have adopted the limit in force.
         let now = self.containers.get(&container.id)?;
         if !now.phase.is_current(&container.phase) {
-            self.again(Duration::ZERO, Work::Container(container.id.clone()));
+            self.schedule(Duration::ZERO, WorkItem::Container(container.id.clone()));
             return None;
         }
         let container = &now;
-        if compared.writes.is_empty() {
-            if compared.decided.is_let_go() {
-                return self.unmanage(container, &compared, enforces, is_in_force);
+        if comparison.writes.is_empty() {
+            if comparison.desired_state.is_unmanaged() {
+                return self.unmanage(container, &comparison, enforces, is_in_force);
             }
-            let high = compared.decided.value(Knob::High);
-            if container.phase.is_in_files_only(high) && may_request(container, &compared) {
+            let high = comparison.desired_state.value(Knob::High);
+            if container.phase.is_in_files_only(high) && may_request(container, &comparison) {
                 if self.containers.until_quiet(QUIET).is_zero() {
-                    let writes = all_writes(&compared.decided);
-                    return self.request_values(container, &compared, writes, enforces, false);
+                    let writes = all_writes(&comparison.desired_state);
+                    return self.request_values(container, &comparison, writes, enforces, false);
                 }
                 self.containers.on_phase(&container.id, UpdatePhase::write_files_only);
-                self.again(STORE_AGAIN, Work::Container(container.id.clone()));
+                self.schedule(STORE_RETRY_DELAY, WorkItem::Container(container.id.clone()));
             }
-            self.claim(container, compared.claim);
-            self.settled(container, &compared.decided, is_in_force);
+            self.set_claim(container, comparison.claim);
+            self.settle(container, &comparison.desired_state, is_in_force);
             return None;
         }
-        self.repair(container, compared, touched, enforces)
+        self.repair(container, comparison, touched, enforces)
     }
 
-    /// Sets a container's claim unless a newer event has its own.
-    fn claim(&self, container: &Container, claim: Protection) {
+    /// Sets a container's claim unless a newer event has changed the container.
+    fn set_claim(&self, container: &Container, claim: Protection) {
         if let Some(place) = &container.place {
             let is_current = || self.containers.is_current(container);
             self.levels.claim_if(place, &container.id, claim, is_current);
         }
     }
 
-    /// Checks whether an update that the runtime reported as made has taken effect. After a failed
-    /// or unconfirmed update, the plugin adopts the limits in force. It does not ask for the update
-    /// again, because a late limit decrease may kill.
-    pub(super) fn limits_read_back(&mut self, container: &Container, in_force: InForce) {
+    /// Checks whether an update that the runtime reported as applied has taken effect. After a
+    /// failed or unconfirmed update, the plugin adopts the limits in force. The plugin does not
+    /// request the update again, because a late limit decrease may cause an OOM kill.
+    pub(super) fn limits_read_back(&mut self, container: &Container, in_force: LimitsInForce) {
         let page = self.containers.settings().node.page_size;
-        let InForce { memory, cpu, weight, swap_max } = in_force;
+        let LimitsInForce { memory, cpu, weight, swap_max } = in_force;
         let is_memory = memory.is_same(container.limit, page);
         let is_cpu = cpu.is(container.cpu);
         let (meaning, result) = (container.phase.limit_meaning(), container.phase.result());
@@ -174,7 +171,7 @@ impl Reconciler {
                 self.reports
                     .report(&container.into(), &Incident::NotResized { knob, desired, observed });
             }
-            // A deferred limit decrease is counted as deferred.
+            // The metrics count a deferred limit decrease as deferred, not as applied.
             let outcome = if is_made { Outcome::Applied } else { Outcome::Failed };
             if !is_made || container.limit <= container.asked {
                 self.reports.metrics.resized(outcome);
@@ -196,38 +193,39 @@ impl Reconciler {
     fn request_again(&mut self, container: &Container, in_force: Limit) {
         match container.limit {
             Limit::Bytes(limit) if container.limit > in_force => {
-                self.again(Duration::ZERO, Work::higher_limit(container, limit));
+                self.schedule(Duration::ZERO, WorkItem::higher_limit(container, limit));
             }
             Limit::Bytes(limit) => {
-                let patience = self.containers.settings().config.shrink_deadline;
-                self.deferred.put(&container.id, limit, patience);
+                let timeout = self.containers.settings().config.shrink_deadline;
+                self.deferred.put(&container.id, limit, timeout);
             }
-            // The plugin requests no limit of this kind, so no request has followed the update.
+            // The plugin never requests an unlimited memory.max, so no request has followed the
+            // update.
             Limit::Max => {}
         }
     }
 
-    /// Handles a container that is unmanaged and has its original values. Sends these values to the
-    /// runtime once, then forgets the container.
+    /// Handles an unmanaged container whose files hold their original values. Sends these values to
+    /// the runtime once, then forgets the original values.
     fn unmanage(
         &mut self,
         container: &Arc<Container>,
-        compared: &Compared,
+        comparison: &Comparison,
         enforces: bool,
         is_in_force: bool,
-    ) -> Option<Pending> {
+    ) -> Option<PendingUpdate> {
         let was_sent = self.containers.on_phase(&container.id, UpdatePhase::end_unmanaging);
         let pending = if was_sent == Some(true) {
             self.containers.restored(container);
             None
         } else {
             self.containers.on_phase(&container.id, UpdatePhase::begin_unmanaging);
-            let writes = all_writes(&compared.decided);
-            self.request_values(container, compared, writes, enforces, false)
+            let writes = all_writes(&comparison.desired_state);
+            self.request_values(container, comparison, writes, enforces, false)
         };
-        self.claim(container, compared.claim);
+        self.set_claim(container, comparison.claim);
         if pending.is_none() {
-            self.settled(container, &compared.decided, is_in_force);
+            self.settle(container, &comparison.desired_state, is_in_force);
         }
         pending
     }
@@ -236,23 +234,24 @@ impl Reconciler {
     fn request_values(
         &mut self,
         container: &Arc<Container>,
-        compared: &Compared,
+        comparison: &Comparison,
         mut writes: Vec<Write>,
         enforces: bool,
         is_foreign: bool,
-    ) -> Option<Pending> {
+    ) -> Option<PendingUpdate> {
         let begun = self.containers.on_phase(&container.id, UpdatePhase::begin_values_request)?;
-        if begun && let Some(InForce { memory, .. }) = compared.in_force {
+        if begun && let Some(LimitsInForce { memory, .. }) = comparison.in_force {
             writes.push(Write { knob: Knob::Max, observed: memory, desired: memory });
         }
-        // A repair after the runtime's own write is not counted, but it is also a first attempt.
+        // The history does not count a repair after the runtime's own write. This repair is attempt
+        // 1.
         let attempt = self.contention.repairs(&container.id).max(1);
-        Some(Pending {
+        Some(PendingUpdate {
             container: self.containers.get(&container.id)?,
             writes,
             is_limit_request: false,
             attempt,
-            swap_max: compared.swap_max,
+            swap_max: comparison.swap_max,
             enforces,
             is_foreign,
         })
@@ -260,11 +259,11 @@ impl Reconciler {
 
     /// Sets the claim of a container without a cgroup. The container gets its values at its start,
     /// or its processes are elsewhere (Kata).
-    pub(super) fn without_cgroup(&self, container: &Container) {
+    pub(super) fn claim_without_cgroup(&self, container: &Container) {
         let record = self.containers.record(container);
-        let decided = self.containers.decide(container, &record);
-        if let Some(claim) = decided.desired.claim {
-            self.claim(container, claim);
+        let desired_state = self.containers.decide(container, &record);
+        if let Some(claim) = desired_state.desired.claim {
+            self.set_claim(container, claim);
         }
     }
 
@@ -273,40 +272,47 @@ impl Reconciler {
     fn repair(
         &mut self,
         container: &Arc<Container>,
-        compared: Compared,
+        comparison: Comparison,
         touched: bool,
         enforces: bool,
-    ) -> Option<Pending> {
-        let is_stored = container.phase.has_stored(&compared.decided.stored_values());
+    ) -> Option<PendingUpdate> {
+        let is_stored = container.phase.has_stored(&comparison.desired_state.stored_values());
         if is_stored && !self.containers.settings().config.repair {
             let Container { pod, name, .. } = container.as_ref();
-            debug!(pod, container = name, "left as another program set it");
+            debug!(
+                pod,
+                container = name,
+                "repair is false, so the plugin leaves the changed value"
+            );
             return None;
         }
-        // The runtime's writes for its client are not foreign.
+        // A write of the runtime for its client is no change by another program.
         let is_foreign = is_stored && !self.contention.is_expected(&container.id);
-        let desired = compared.decided.values();
+        let desired = comparison.desired_state.values();
         let now = std::time::Instant::now();
         match self.contention.judge(container.id.clone(), desired, touched, now) {
-            // The runtime and systemd hold the values already. Only the files were changed, so
-            // write only the files.
+            // The runtime and systemd already store the desired values. Another program changed
+            // only the files, so write only the files.
             RepairDecision::Repair if is_stored && self.contention.repairs(&container.id) <= 1 => {
-                self.write_files(container, compared.writes, is_foreign);
+                self.write_files(container, comparison.writes, is_foreign);
             }
             RepairDecision::Repair => {
                 if let Some(place) = &container.place {
-                    // The current values count until the container has the new ones.
-                    let claim = compared.claim.max(compared.held.protection());
+                    // Reserve the larger of the current and the new claim until the container has
+                    // the new values.
+                    let claim = comparison.claim.max(comparison.held.protection());
                     let is_current = || self.containers.is_current(container);
                     self.levels.claim_at_least_if(place, &container.id, claim, is_current);
                 }
-                self.containers.remember(container, compared.held);
-                return self.repair_in_runtime(container, compared, enforces, is_foreign);
+                self.containers.remember(container, comparison.held);
+                return self.repair_in_runtime(container, comparison, enforces, is_foreign);
             }
-            RepairDecision::Wait(wait) => self.again(wait, Work::Container(container.id.clone())),
+            RepairDecision::Wait(wait) => {
+                self.schedule(wait, WorkItem::Container(container.id.clone()))
+            }
             RepairDecision::GiveUp => {
                 self.containers.on_phase(&container.id, UpdatePhase::give_up_values);
-                for Write { knob, observed, desired } in compared.writes {
+                for Write { knob, observed, desired } in comparison.writes {
                     let what = Incident::Contended { knob, desired, observed, repairs: REPAIRS };
                     self.reports.report(&container.as_ref().into(), &what);
                 }
@@ -316,32 +322,33 @@ impl Reconciler {
         None
     }
 
-    /// Repairs a container through the runtime, or directly if the runtime would lower the limit.
+    /// Repairs a container through the runtime. Writes the files directly if the runtime would
+    /// lower the memory limit.
     fn repair_in_runtime(
         &mut self,
         container: &Arc<Container>,
-        mut compared: Compared,
+        mut comparison: Comparison,
         enforces: bool,
         is_foreign: bool,
-    ) -> Option<Pending> {
-        if !may_request(container, &compared) {
+    ) -> Option<PendingUpdate> {
+        if !may_request(container, &comparison) {
             self.containers.on_phase(&container.id, UpdatePhase::write_files_only);
-            self.write_files(container, compared.writes, is_foreign);
+            self.write_files(container, comparison.writes, is_foreign);
             return None;
         }
-        let writes = std::mem::take(&mut compared.writes);
-        if compared.decided.is_let_go() {
+        let writes = std::mem::take(&mut comparison.writes);
+        if comparison.desired_state.is_unmanaged() {
             self.containers.on_phase(&container.id, UpdatePhase::begin_unmanaging);
-            let all = all_writes(&compared.decided);
-            let pending = self.request_values(container, &compared, all, enforces, false);
-            // The runtime may have to be quiet first. The container must not stay throttled at its
-            // memory.high meanwhile.
+            let all = all_writes(&comparison.desired_state);
+            let pending = self.request_values(container, &comparison, all, enforces, false);
+            // The request may have to wait for a quiet runtime. Write the files now, so that
+            // memory.high does not throttle the container meanwhile.
             if let Some(pending) = &pending {
                 self.write_files(&pending.container, writes, false);
             }
             return pending;
         }
-        self.request_values(container, &compared, writes, enforces, is_foreign)
+        self.request_values(container, &comparison, writes, enforces, is_foreign)
     }
 
     /// Writes a container's files without the runtime, in a thread. Lowering memory.high takes as
@@ -355,11 +362,11 @@ impl Reconciler {
         let Some(path) = container.cgroup.clone() else { return };
         let (root, reports) = (self.root.clone(), self.reports.clone());
         let (containers, decided_for) = (self.containers.clone(), container.clone());
-        // The watch on the files shows the result.
+        // inotify reports the written files, and the next check reads the result.
         in_own_thread("write", move || {
             for Write { knob, desired, observed } in writes {
-                // An event has changed the container since the decision, or it has ended. Another
-                // check follows the event.
+                // An event has changed or ended the container since the decision. Another check
+                // follows the event.
                 if !containers.is_current(&decided_for) {
                     return;
                 }
@@ -377,24 +384,23 @@ impl Reconciler {
             }
         });
         self.containers.on_phase(&container.id, UpdatePhase::write);
-        self.again(REPAIRED, Work::Container(container.id.clone()));
+        self.schedule(REPAIR_CHECK_DELAY, WorkItem::Container(container.id.clone()));
     }
 
-    /// Handles a batch that the runtime has done or tried to do, by scheduling checks of its
-    /// containers.
-    pub(super) fn written(&mut self, done: Done, due: &mut Due) {
+    /// Handles the result of a batch, and schedules checks of the containers in the batch.
+    pub(super) fn on_finished_batch(&mut self, done: FinishedBatch, due: &mut DueChecks) {
         for pending in &done.batch {
             let container = &pending.container;
             let id = &container.id;
-            let was_sent = done.fates.as_ref().is_some_and(|fates| fates.was_sent(id));
+            let was_sent = done.result.as_ref().is_some_and(|result| result.was_sent(id));
             self.containers.on_phase(id, |phase| phase.answered(was_sent));
-            let Some(fates) = &done.fates else {
+            let Some(result) = &done.result else {
                 self.containers.on_phase(id, UpdatePhase::end_unmanaging);
                 // The next synchronization checks all containers.
                 self.contention.forget(id);
                 continue;
             };
-            if fates.dropped.contains(id) {
+            if result.dropped.contains(id) {
                 self.containers.on_phase(id, UpdatePhase::end_unmanaging);
             }
             if pending.is_foreign && was_sent {
@@ -403,7 +409,7 @@ impl Reconciler {
                     self.reports.report(&container.as_ref().into(), &repaired);
                 }
             }
-            if !pending.is_limit_request && fates.busy.contains(id) {
+            if !pending.is_limit_request && result.busy.contains(id) {
                 self.containers.on_phase(id, UpdatePhase::write_files_only);
                 let writes = pending.changes().copied().collect();
                 self.write_files(container, writes, pending.is_foreign);
@@ -413,15 +419,20 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn settled(&mut self, container: &Container, decided: &Decided, is_in_force: bool) {
-        let is_unverified = self.containers.settle(container, decided);
+    pub(super) fn settle(
+        &mut self,
+        container: &Container,
+        desired_state: &DesiredState,
+        is_in_force: bool,
+    ) {
+        let is_unverified = self.containers.settle(container, desired_state);
         self.contention.settle(&container.id);
         let outcome = match is_unverified {
             _ if !is_in_force => Outcome::Unresolved,
             false => Outcome::Unchanged,
             true => Outcome::Applied,
         };
-        let values = KNOBS.map(|knob| decided.value(knob).map(|value| value.to_string()));
+        let values = KNOBS.map(|knob| desired_state.value(knob).map(|value| value.to_string()));
         let [min, low, high] = values.map(|value| value.unwrap_or_else(|| "unknown".to_owned()));
         let Container { pod, name, .. } = container;
         if outcome == Outcome::Applied {
@@ -432,7 +443,7 @@ impl Reconciler {
     }
 
     /// Handles a container whose cgroup is gone. The runtime may report the end later, or never.
-    pub(super) fn ended(&mut self, container: &Container) {
+    pub(super) fn on_ended(&mut self, container: &Container) {
         debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the \
             container has ended");
         self.levels.release(&container.id);
@@ -444,13 +455,13 @@ impl Reconciler {
     }
 
     /// Requests another limit of a running container from the runtime.
-    pub(super) fn request_limit(&mut self, work: Work, due: &mut Due) {
-        let Work::Limit { id, limit, origin, is_prepared } = &work else { return };
+    pub(super) fn request_limit(&mut self, work: WorkItem, due: &mut DueChecks) {
+        let WorkItem::Limit { id, limit, origin, is_prepared } = &work else { return };
         let now = tokio::time::Instant::now();
         let begin = |phase: &mut UpdatePhase| phase.begin_limit_request(*origin, *is_prepared, now);
         match self.containers.on_phase(id, begin) {
             Some(LimitRequest::Send) => {}
-            Some(LimitRequest::Wait) => return self.again(BUSY, work),
+            Some(LimitRequest::Wait) => return self.schedule(LIMIT_RETRY_DELAY, work),
             Some(LimitRequest::Drop) => {
                 // A prepared decrease may have lowered memory.high.
                 due.containers.entry(id.clone()).or_default();
@@ -464,9 +475,9 @@ impl Reconciler {
         let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
         let observed = in_force.unwrap_or(container.limit);
         let write = Write { knob: Knob::Max, observed, desired: Limit::Bytes(*limit) };
-        // Only a plugin that enforces requests limits. A second attempt is sent alone, so that the
-        // runtime gives the reason of a failure.
-        let pending = Pending {
+        // The plugin requests limits only in enforce mode. The updater sends attempt 2 alone, so
+        // that the runtime gives the reason of a failure.
+        let pending = PendingUpdate {
             container,
             writes: vec![write],
             is_limit_request: true,
@@ -482,8 +493,8 @@ impl Reconciler {
 
 /// Returns whether a request to the runtime is safe. The runtime writes its own limit with each
 /// update. A limit below the one in force could cause an OOM kill.
-fn may_request(container: &Container, compared: &Compared) -> bool {
-    compared.in_force.is_none_or(|in_force| in_force.memory <= container.limit)
+fn may_request(container: &Container, comparison: &Comparison) -> bool {
+    comparison.in_force.is_none_or(|in_force| in_force.memory <= container.limit)
 }
 
 #[cfg(test)]
@@ -510,7 +521,7 @@ mod tests {
         let (mut reconciler, _reader) = tasks.reconciler(stub.runtime());
         containers.insert(Container { started: true, ..container("1", 100) });
         let in_force =
-            InForce { memory: limit(200), cpu: CpuMax::NONE, weight: None, swap_max: None };
+            LimitsInForce { memory: limit(200), cpu: CpuMax::NONE, weight: None, swap_max: None };
         reconciler.limits_read_back(&containers.get("1").unwrap(), in_force);
         assert_eq!(containers.get("1").unwrap().limit, limit(100));
         // After an update whose result is unknown, the kernel's limit counts.

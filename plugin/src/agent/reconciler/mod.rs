@@ -5,7 +5,7 @@
 //! it waits for an event's answer. The task checks a container after each start and update. Through
 //! inotify, it checks every cgroup that another program writes to or removes. It checks everything
 //! periodically and after each synchronization or change of the configuration. A value counts as
-//! applied when it was read back.
+//! applied once the plugin has read it back.
 
 mod census;
 mod compare;
@@ -30,13 +30,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, warn};
 
-pub use self::compare::{Compared, InForce, Write, compare};
-use self::updater::{Done, Pending, Updater};
+pub use self::compare::{Comparison, LimitsInForce, Write, compare};
+use self::updater::{FinishedBatch, PendingUpdate, Updater};
 pub use self::wire::{memory_limit, update};
-pub use self::work::Work;
+pub use self::work::WorkItem;
 use crate::agent::memory::give_memory_back;
 use crate::agent::notify::Ping;
-use crate::cgroup::watch::{Change, Watch};
+use crate::cgroup::watch::{CgroupChange, Watch};
 use crate::cgroup::{CgroupError, CgroupRoot, systemd};
 use crate::report::Reports;
 use crate::state::container::Container;
@@ -50,33 +50,35 @@ use crate::state::shared::SharedState;
 /// second for each container, and holds its lock meanwhile.
 pub(super) const BATCH: usize = 8;
 
-/// Delay before the check of a container whose update the runtime has announced. The runtime does
-/// not report a failed update, so the plugin cannot wait forever. But a busy runtime may take long.
-/// Until the runtime has set a lower limit, memory.high must stay lowered so that new allocations
-/// cause no OOM kill. A request of the plugin during the client's update may also make both stall
-/// (containerd/nri#301, and the same in CRI-O).
-pub(super) const LATER: Duration = Duration::from_secs(15);
+/// Delay before the check of an update that the runtime has announced. The runtime does not report
+/// a failed update, so the plugin must check at some time. A busy runtime may need several seconds
+/// for an update. Until the runtime has set a lower limit, memory.high must stay lowered, so that
+/// new allocations cause no OOM kill. A request of the plugin during the user's update may also
+/// block both (containerd/nri#301, and the same in CRI-O).
+pub(super) const UPDATE_CHECK_DELAY: Duration = Duration::from_secs(15);
 
-/// Delay before the next request for a limit while the container is being updated.
-pub(super) const BUSY: Duration = Duration::from_secs(1);
+/// Delay before the plugin retries a limit request for a container that is being updated.
+pub(super) const LIMIT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Interval of the check of everything. It finds changes to a file that a program keeps open, and
-/// changes whose inotify event was lost.
-pub(super) const TICK: Duration = Duration::from_secs(600);
+/// Interval of the check of everything. This check finds changes through a file that a program
+/// keeps open, and changes whose inotify event was lost.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Delay before the inspection of a cgroup that the runtime has not reported. A container's cgroup
-/// goes a little after the runtime reports the end. The runtime may report a container a little
-/// late if it was made during the synchronization.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Delay before the inspection of a cgroup that the runtime has not reported. The runtime reports
+/// the end of a container shortly before it removes the cgroup. The runtime may report a container
+/// late if it created the container during the synchronization.
+pub(super) const UNKNOWN_CGROUP_DELAY: Duration = Duration::from_secs(10);
 
-/// Delay before the next look whether a busy runtime can store the values that only the files hold.
-pub(super) const STORE_AGAIN: Duration = Duration::from_secs(60);
+/// Delay before the plugin checks again whether a busy runtime can store the values. Only the files
+/// hold them until then.
+pub(super) const STORE_RETRY_DELAY: Duration = Duration::from_secs(60);
 
 /// Delay before the check of a repaired file, if inotify reports no change before.
-pub(super) const REPAIRED: Duration = Duration::from_millis(500);
+pub(super) const REPAIR_CHECK_DELAY: Duration = Duration::from_millis(500);
 
-/// Time in which changes of the pods' shares are collected, because each change affects all pods.
-pub(super) const SHARE: Duration = Duration::from_millis(500);
+/// Time for which the plugin collects changes of the pods' shares, because each change affects all
+/// pods.
+pub(super) const SHARE_DELAY: Duration = Duration::from_millis(500);
 
 /// The reconcile task.
 #[derive(Debug)]
@@ -87,30 +89,30 @@ pub struct Reconciler {
     reports: Arc<Reports>,
     deferred: Arc<DeferredLimits>,
     runtime: nri::Runtime,
-    work: mpsc::UnboundedReceiver<Work>,
-    /// Questions whether the loop runs, for the watchdog.
+    work: mpsc::UnboundedReceiver<WorkItem>,
+    /// Pings for the watchdog. An answer shows that this loop runs.
     pings: mpsc::UnboundedReceiver<Ping>,
     watch: Option<Watch>,
     /// Containers by their watched cgroups.
     by_cgroup: HashMap<CgroupPath, String>,
     /// Scheduled work, by time.
-    again: BTreeMap<Instant, Vec<Work>>,
+    scheduled: BTreeMap<Instant, Vec<WorkItem>>,
     /// Time of the next check of everything.
     tick: Instant,
     contention: Contention<String, Vec<(Knob, Limit)>>,
     /// Batches for the runtime, which handles one after the other.
-    updater: mpsc::UnboundedSender<Vec<Pending>>,
+    updater: mpsc::UnboundedSender<Vec<PendingUpdate>>,
     /// The task that sends the batches.
     updater_task: JoinHandle<()>,
     /// Batches that are done.
-    done: mpsc::UnboundedReceiver<Done>,
-    /// Cgroups that the runtime has not reported. The value says whether the plugin has asked the
-    /// runtime.
-    strangers: HashMap<CgroupPath, bool>,
+    done: mpsc::UnboundedReceiver<FinishedBatch>,
+    /// Cgroups that the runtime has not reported. The value says whether the plugin has reconnected
+    /// to the runtime because of the cgroup.
+    unknown_cgroups: HashMap<CgroupPath, bool>,
     share_is_due: bool,
-    /// Whether the last search for such cgroups could not read some directories.
-    is_census_incomplete: bool,
-    /// Reserved cgroups that do not exist, as the log has said.
+    /// Whether the last search for unknown cgroups could not read some directories.
+    is_search_incomplete: bool,
+    /// Reserved cgroups that do not exist and whose absence the log has reported.
     missing_reserved: HashSet<CgroupPath>,
     /// Last state of each cgroup: whether its protection is effective.
     standings: HashMap<CgroupPath, Standing>,
@@ -118,7 +120,7 @@ pub struct Reconciler {
 
 /// Checks that are due.
 #[derive(Debug, Default)]
-struct Due {
+struct DueChecks {
     /// Container IDs, and whether inotify has reported a write to the container's files.
     containers: BTreeMap<String, bool>,
     /// Cgroups above the containers, and the files for which inotify has reported a write.
@@ -134,24 +136,24 @@ impl Reconciler {
         state: SharedState,
         reports: Arc<Reports>,
         runtime: nri::Runtime,
-        work: mpsc::UnboundedReceiver<Work>,
+        work: mpsc::UnboundedReceiver<WorkItem>,
         pings: mpsc::UnboundedReceiver<Ping>,
     ) -> Self {
         let SharedState { containers, levels, root, deferred, .. } = state;
         let watch = Watch::new()
             .inspect_err(|error| {
-                warn!(%error, "cannot watch cgroups; what others change is found only every \
-                               {TICK:?}");
+                warn!(%error, "cannot watch cgroups; the plugin finds changes by other programs \
+                               only every {CHECK_INTERVAL:?}");
             })
             .ok();
         let (updater, updates) = mpsc::unbounded_channel();
-        let (tell, done) = mpsc::unbounded_channel();
+        let (finished, done) = mpsc::unbounded_channel();
         let updater_task = tokio::spawn(
             Updater {
                 containers: containers.clone(),
                 runtime: runtime.clone(),
                 updates,
-                done: tell,
+                done: finished,
             }
             .run(),
         );
@@ -169,12 +171,12 @@ impl Reconciler {
             pings,
             watch,
             by_cgroup: HashMap::new(),
-            again: BTreeMap::new(),
-            tick: Instant::now() + TICK,
+            scheduled: BTreeMap::new(),
+            tick: Instant::now() + CHECK_INTERVAL,
             contention: Contention::default(),
-            strangers: HashMap::new(),
+            unknown_cgroups: HashMap::new(),
             share_is_due: false,
-            is_census_incomplete: false,
+            is_search_incomplete: false,
             missing_reserved: HashSet::new(),
             standings: HashMap::new(),
         }
@@ -184,22 +186,23 @@ impl Reconciler {
     /// a thread that may block: there may be many files, and the kubelet's checkpoint may be large.
     pub async fn run(mut self) {
         loop {
-            let mut due = Due::default();
-            let next = self.again.first_key_value().map_or(self.tick, |(at, _)| self.tick.min(*at));
+            let mut due = DueChecks::default();
+            let next =
+                self.scheduled.first_key_value().map_or(self.tick, |(at, _)| self.tick.min(*at));
             tokio::select! {
                 work = self.work.recv() => match work {
                     Some(work) => self.add(work, &mut due),
                     None => return,
                 },
-                change = changed(&mut self.watch) => self.notice(change, &mut due),
+                change = changed(&mut self.watch) => self.on_change(change, &mut due),
                 Some(ping) = self.pings.recv() => {
-                    // The task that asks may have ended.
+                    // The task that sent the ping may have ended.
                     let _ = ping.send(());
                 }
-                Some(done) = self.done.recv() => self.written(done, &mut due),
+                Some(done) = self.done.recv() => self.on_finished_batch(done, &mut due),
                 () = self.levels.shares_changed(), if !self.share_is_due => {
                     self.share_is_due = true;
-                    self.again(SHARE, Work::Share);
+                    self.schedule(SHARE_DELAY, WorkItem::Share);
                 }
                 () = sleep_until(next) => {}
                 ended = &mut self.updater_task => {
@@ -207,43 +210,47 @@ impl Reconciler {
                     return;
                 }
             }
-            // Collect everything that has arrived meanwhile, so that each item is checked once.
+            // Collect all work that has arrived meanwhile, so that each container is checked only
+            // once.
             while let Ok(work) = self.work.try_recv() {
                 self.add(work, &mut due);
             }
             while let Some(change) = changed(&mut self.watch).now_or_never() {
-                self.notice(change, &mut due);
+                self.on_change(change, &mut due);
             }
             let now = Instant::now();
-            while let Some(entry) = self.again.first_entry().filter(|entry| *entry.key() <= now) {
+            while let Some(entry) = self.scheduled.first_entry().filter(|entry| *entry.key() <= now)
+            {
                 for work in entry.remove() {
                     self.add(work, &mut due);
                 }
             }
             let tick = now >= self.tick;
             if tick {
-                self.everything(&mut due);
+                self.check_everything(&mut due);
             }
             let all = due.all;
-            self.look(due).await;
+            self.check(due).await;
             if tick || all {
-                self.tick = Instant::now() + TICK;
-                self.forget_who_is_gone();
-                self.take_census();
+                self.tick = Instant::now() + CHECK_INTERVAL;
+                self.forget_gone();
+                self.find_unknown_cgroups();
                 self.survey();
             }
         }
     }
 
-    fn add(&mut self, work: Work, due: &mut Due) {
+    fn add(&mut self, work: WorkItem, due: &mut DueChecks) {
         match work {
-            Work::Container(id) => _ = due.containers.entry(id).or_default(),
-            Work::Written(id) => {
+            WorkItem::Container(id) => _ = due.containers.entry(id).or_default(),
+            WorkItem::RuntimeWrote(id) => {
                 self.contention.expect(id.clone(), std::time::Instant::now());
                 due.containers.entry(id).or_default();
             }
-            Work::Later(id, update) => self.again(LATER, Work::Updated(id, update)),
-            Work::Updated(id, update) => {
+            WorkItem::CheckUpdateLater(id, update) => {
+                self.schedule(UPDATE_CHECK_DELAY, WorkItem::CheckUpdate(id, update))
+            }
+            WorkItem::CheckUpdate(id, update) => {
                 // The runtime does not report a failed update, which may have written some of the
                 // files.
                 let has_given_up = self.containers.on_phase(&id, |phase| phase.give_up(update));
@@ -252,18 +259,18 @@ impl Reconciler {
                 }
                 due.containers.entry(id).or_default();
             }
-            work @ Work::Limit { .. } => self.request_limit(work, due),
-            Work::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
-            Work::Touched(path, knob) => due.cgroups.entry(path).or_default().push(knob),
-            Work::Stranger(path) => self.meet(path),
-            Work::Share => due.share = true,
-            Work::All => due.all = true,
+            work @ WorkItem::Limit { .. } => self.request_limit(work, due),
+            WorkItem::Cgroup(path) => _ = due.cgroups.entry(path).or_default(),
+            WorkItem::CheckFile(path, knob) => due.cgroups.entry(path).or_default().push(knob),
+            WorkItem::UnknownCgroup(path) => self.inspect_unknown_cgroup(path),
+            WorkItem::Share => due.share = true,
+            WorkItem::All => due.all = true,
         }
     }
 
-    /// Schedules checks of all containers and all managed cgroups. Unlike [`Work::All`], this does
-    /// not call [`Levels::settle`].
-    fn everything(&mut self, due: &mut Due) {
+    /// Schedules checks of all containers and all managed cgroups. Does not call
+    /// [`Levels::settle`], unlike [`WorkItem::All`].
+    fn check_everything(&mut self, due: &mut DueChecks) {
         for id in self.containers.ids() {
             due.containers.entry(id).or_default();
         }
@@ -272,16 +279,16 @@ impl Reconciler {
         }
     }
 
-    fn again(&mut self, delay: Duration, work: Work) {
-        self.again.entry(Instant::now() + delay).or_default().push(work);
+    fn schedule(&mut self, delay: Duration, work: WorkItem) {
+        self.scheduled.entry(Instant::now() + delay).or_default().push(work);
     }
 
     /// Raises the limits of all pods where due, and writes all levels. `synchronized` is the number
     /// of synchronizations before the containers were compared.
     fn settle_levels(&mut self, synchronized: u64) {
         let policy = self.containers.settings().policy();
-        // A program may have set a pod's limit while the plugin did not watch. The kubelet 1.27 to
-        // 1.36 may have forgotten to set it.
+        // Another program may have set a pod's limit while the plugin did not watch the cgroup. The
+        // kubelet 1.27 to 1.36 may have failed to set the limit.
         for containers in self.by_pod().into_values() {
             if let Some((container, pod)) = self.view_pod(containers) {
                 let raise = self.levels.raise_limits(&container, &pod, false);
@@ -296,18 +303,18 @@ impl Reconciler {
         // Remove drop-ins of pods that ended while the plugin did not watch.
         match systemd::drop_ins(self.root.host()) {
             Ok(left) => left.iter().for_each(|cgroup| self.remove_drop_ins(cgroup)),
-            Err(error) => debug!(%error, "cannot look for drop-ins of pods that are gone"),
+            Err(error) => debug!(%error, "cannot search for drop-ins of pods that are gone"),
         }
         give_memory_back();
     }
 
-    async fn look(&mut self, mut due: Due) {
+    async fn check(&mut self, mut due: DueChecks) {
         for path in std::mem::take(&mut due.removed) {
-            self.removed(&path);
+            self.on_removed(&path);
         }
         if due.all {
-            // Forget all repair histories: the other writer may be gone, and another runtime may be
-            // connected.
+            // Forget all repair histories, because the other program may have stopped and another
+            // runtime may be connected.
             self.contention = Contention::default();
             for id in self.containers.ids() {
                 due.containers.entry(id).or_default();
@@ -316,7 +323,7 @@ impl Reconciler {
         let synchronized = self.levels.synchronized();
         let containers: Vec<_> = due.containers.into_iter().collect();
         for batch in containers.chunks(BATCH * 16) {
-            self.look_at(batch).await;
+            self.check_containers(batch).await;
         }
         if due.all {
             self.settle_levels(synchronized);
@@ -327,22 +334,22 @@ impl Reconciler {
         }
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
-            // The kubelet adds up the limits that users ask for. The sum is too low where the
-            // plugin raised limits.
+            // The kubelet sets the sum of the limits that users ask for. The sum is too low if the
+            // plugin raised one of the limits.
             if touched.contains(&Knob::Max)
                 && let Some((container, pod)) = self.view_pod(self.in_pod(&cgroup))
             {
                 let raise = self.levels.raise_limits(&container, &pod, true);
                 self.reports.report_all(raise.incidents);
                 if let Some(wait) = raise.again {
-                    self.again(wait, Work::Touched(cgroup.clone(), Knob::Max));
+                    self.schedule(wait, WorkItem::CheckFile(cgroup.clone(), Knob::Max));
                 }
             }
             let checked = self.levels.check(&cgroup, &touched);
             self.reports.report_all(checked.incidents);
             match checked.next {
                 CheckNext::Settled => {}
-                CheckNext::Again(wait) => self.again(wait, Work::Cgroup(cgroup)),
+                CheckNext::Again(wait) => self.schedule(wait, WorkItem::Cgroup(cgroup)),
                 CheckNext::Gone => self.unwatch(&cgroup),
             }
         }
@@ -377,7 +384,7 @@ impl Reconciler {
         pods
     }
 
-    fn forget_who_is_gone(&mut self) {
+    fn forget_gone(&mut self) {
         self.levels.prune(|id| self.containers.get(id).is_some());
         let uids: HashSet<_> =
             self.containers.all().iter().map(|container| container.uid.clone()).collect();
@@ -389,14 +396,14 @@ impl Reconciler {
         let root = &self.root;
         let is_gone =
             |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
-        self.strangers.retain(|cgroup, _| !is_gone(cgroup));
+        self.unknown_cgroups.retain(|cgroup, _| !is_gone(cgroup));
         self.standings.retain(|cgroup, _| !is_gone(cgroup));
     }
 }
 
 /// Returns the next change of a watched cgroup; `None` if inotify fails. Waits forever without a
 /// watch.
-async fn changed(watch: &mut Option<Watch>) -> Option<Change> {
+async fn changed(watch: &mut Option<Watch>) -> Option<CgroupChange> {
     match watch {
         Some(watch) => watch.next().await.inspect_err(|error| warn!(%error, "inotify")).ok(),
         None => std::future::pending().await,

@@ -1,4 +1,4 @@
-//! Checks by the kernel's rule whether the written values protect.
+//! Checks whether the written protection has an effect, by the kernel's rule for nested cgroups.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,8 +8,8 @@ use tracing::{debug, warn};
 use super::Reconciler;
 
 impl Reconciler {
-    /// Checks by the kernel's rule whether the written values protect, and warns when they no
-    /// longer do.
+    /// Checks whether the protection of each cgroup has an effect, by the kernel's rule. Warns when
+    /// it no longer has one.
     pub(super) fn survey(&mut self) {
         let containers = self.containers.all();
         let names: HashMap<_, _> = containers
@@ -44,10 +44,10 @@ impl Reconciler {
                     effective_min = protection.min.quantity(),
                     effective_low = protection.low.quantity(),
                     %standing,
-                    "what is written does not protect: a cgroup above has less"
+                    "the protection of the cgroup has no effect: a cgroup above provides less"
                 );
             } else if before.is_some_and(|before| before != standing) {
-                debug!(pod, container, %cgroup, %standing, "standing");
+                debug!(pod, container, %cgroup, %standing, "the protection's effect has changed");
             }
         }
     }

@@ -22,49 +22,49 @@ use crate::state::containers::Containers;
 pub(super) struct Updater {
     pub(super) containers: Arc<Containers>,
     pub(super) runtime: nri::Runtime,
-    pub(super) updates: mpsc::UnboundedReceiver<Vec<Pending>>,
-    pub(super) done: mpsc::UnboundedSender<Done>,
+    pub(super) updates: mpsc::UnboundedReceiver<Vec<PendingUpdate>>,
+    pub(super) done: mpsc::UnboundedSender<FinishedBatch>,
 }
 
 impl Updater {
     pub(super) async fn run(mut self) {
         while let Some(batch) = self.updates.recv().await {
-            let fates = self.write(&batch).await;
-            if self.done.send(Done { batch, fates }).is_err() {
+            let result = self.write(&batch).await;
+            if self.done.send(FinishedBatch { batch, result }).is_err() {
                 return;
             }
         }
     }
 
     /// Sends a batch. Returns the results; `None` if no runtime is connected.
-    pub(super) async fn write(&self, batch: &[Pending]) -> Option<Fates> {
-        let mut fates = Fates::default();
-        let (first, mut single): (Vec<&Pending>, Vec<&Pending>) =
+    pub(super) async fn write(&self, batch: &[PendingUpdate]) -> Option<BatchResult> {
+        let mut result = BatchResult::default();
+        let (first, mut single): (Vec<&PendingUpdate>, Vec<&PendingUpdate>) =
             batch.iter().partition(|pending| pending.attempt == 1);
         if !first.is_empty() {
             match self.send(&first, true).await {
-                Ok(dropped) => fates.dropped.extend(dropped),
-                Err(Unsent::NotConnected) => return None,
-                Err(Unsent::Busy) => first.iter().for_each(|pending| fates.was_busy(pending)),
+                Ok(dropped) => result.dropped.extend(dropped),
+                Err(SendError::NotConnected) => return None,
+                Err(SendError::Busy) => first.iter().for_each(|pending| result.was_busy(pending)),
                 // The runtime does not say which container failed.
-                Err(Unsent::Failed(_)) => single.extend(first),
+                Err(SendError::Failed(_)) => single.extend(first),
             }
         }
         for pending in single {
             // containerd gives the reason only for such a request.
             match self.send(&[pending], false).await {
-                Ok(dropped) => fates.dropped.extend(dropped),
-                Err(Unsent::NotConnected) => return None,
-                Err(Unsent::Busy) => fates.was_busy(pending),
-                Err(Unsent::Failed(error)) => {
-                    rejected(&pending.container, &error);
-                    fates.rejected.insert(pending.container.id.clone());
+                Ok(dropped) => result.dropped.extend(dropped),
+                Err(SendError::NotConnected) => return None,
+                Err(SendError::Busy) => result.was_busy(pending),
+                Err(SendError::Failed(error)) => {
+                    log_rejected(&pending.container, &error);
+                    result.rejected.insert(pending.container.id.clone());
                 }
             }
         }
-        let sent = batch.iter().filter(|pending| fates.was_sent(&pending.container.id));
+        let sent = batch.iter().filter(|pending| result.was_sent(&pending.container.id));
         for pending in sent {
-            let Pending { container, attempt, .. } = pending;
+            let PendingUpdate { container, attempt, .. } = pending;
             for Write { knob, observed, desired } in pending.changes() {
                 info!(
                     pod = container.pod,
@@ -77,36 +77,37 @@ impl Updater {
                 );
             }
         }
-        Some(fates)
+        Some(result)
     }
 
-    /// Sends the requests that are still wanted, once the runtime is quiet. Returns the IDs of the
+    /// Sends the requests that are still valid, once the runtime is quiet. Returns the IDs of the
     /// containers whose requests were dropped.
     pub(super) async fn send(
         &self,
-        pending: &[&Pending],
+        pending: &[&PendingUpdate],
         ignore_failure: bool,
-    ) -> Result<Vec<String>, Unsent> {
+    ) -> Result<Vec<String>, SendError> {
         let lowers = |write: &Write| write.knob == Knob::Max && write.desired < write.observed;
-        let is_cut = pending.iter().flat_map(|pending| &pending.writes).any(lowers);
+        let is_decrease = pending.iter().flat_map(|pending| &pending.writes).any(lowers);
         let since = Instant::now();
         loop {
             let wait = self.containers.until_quiet(QUIET);
             if wait.is_zero() {
                 break;
             }
-            // Meanwhile memory.high keeps the container from growing.
-            if is_cut && since.elapsed() >= CUT_PATIENCE {
-                return Err(Unsent::Failed(format!(
-                    "it was not quiet for {QUIET:?} within {CUT_PATIENCE:?}; trying again later"
+            // While the request waits, memory.high throttles the growth of the container.
+            if is_decrease && since.elapsed() >= DECREASE_TIMEOUT {
+                return Err(SendError::Failed(format!(
+                    "the runtime was not quiet for {QUIET:?} within {DECREASE_TIMEOUT:?}; the \
+                     plugin tries again later"
                 )));
             }
-            if since.elapsed() >= VALUES_PATIENCE {
-                return Err(Unsent::Busy);
+            if since.elapsed() >= VALUES_TIMEOUT {
+                return Err(SendError::Busy);
             }
             tokio::time::sleep(wait).await;
         }
-        let (current, outdated): (Vec<&Pending>, Vec<&Pending>) =
+        let (current, outdated): (Vec<&PendingUpdate>, Vec<&PendingUpdate>) =
             pending.iter().partition(|pending| self.is_current(pending));
         let dropped = outdated.into_iter().map(|pending| pending.container.id.clone()).collect();
         let updates: Vec<_> =
@@ -116,26 +117,26 @@ impl Updater {
         }
         match timeout(UPDATE_TIMEOUT, self.runtime.update_containers(updates)).await {
             Ok(Ok(failed)) if failed.is_empty() => Ok(dropped),
-            Ok(Ok(failed)) => Err(Unsent::Failed(format!(
+            Ok(Ok(failed)) => Err(SendError::Failed(format!(
                 "the runtime failed to update {} containers",
                 failed.len()
             ))),
-            Ok(Err(UpdateError::NotConnected)) => Err(Unsent::NotConnected),
-            Ok(Err(error)) => Err(Unsent::Failed(error.to_string())),
-            Err(_) => {
-                Err(Unsent::Failed(format!("no answer from the runtime within {UPDATE_TIMEOUT:?}")))
-            }
+            Ok(Err(UpdateError::NotConnected)) => Err(SendError::NotConnected),
+            Ok(Err(error)) => Err(SendError::Failed(error.to_string())),
+            Err(_) => Err(SendError::Failed(format!(
+                "no answer from the runtime within {UPDATE_TIMEOUT:?}"
+            ))),
         }
     }
 
-    /// Returns whether a request that has waited is still wanted. The plugin may only observe now,
-    /// or the container may have another limit.
-    pub(super) fn is_current(&self, pending: &Pending) -> bool {
+    /// Returns whether a request that has waited is still valid. Meanwhile the plugin may have
+    /// changed to observe mode, or the container may have another limit.
+    pub(super) fn is_current(&self, pending: &PendingUpdate) -> bool {
         if pending.enforces && !self.containers.settings().enforces() {
             return false;
         }
-        // A limit is void if a newer update of the user came after the decision. Other values are
-        // void after any event, and the container is checked again then.
+        // A limit request is void after a newer update of the user. A request for other values is
+        // void after any event, because the event causes another check.
         if pending.is_limit_request {
             let now = self.containers.get(&pending.container.id);
             now.is_some_and(|now| {
@@ -147,19 +148,20 @@ impl Updater {
     }
 }
 
-impl Fates {
+impl BatchResult {
     /// Returns whether the runtime has accepted the request for a container.
     pub(super) fn was_sent(&self, id: &str) -> bool {
         !self.dropped.contains(id) && !self.rejected.contains(id)
     }
 
     /// Records that the runtime was not quiet in time for a request.
-    fn was_busy(&mut self, pending: &Pending) {
+    fn was_busy(&mut self, pending: &PendingUpdate) {
         let Container { id, pod, name, .. } = pending.container.as_ref();
         debug!(
             pod,
             container = name,
-            "the runtime was not quiet for {QUIET:?} within {VALUES_PATIENCE:?}; not asking it"
+            "the runtime was not quiet for {QUIET:?} within {VALUES_TIMEOUT:?}; the plugin does \
+             not send the request"
         );
         self.rejected.insert(id.clone());
         self.busy.insert(id.clone());
@@ -167,14 +169,14 @@ impl Fates {
 }
 
 /// Reason why an update was not made.
-pub(super) enum Unsent {
+pub(super) enum SendError {
     NotConnected,
-    /// The runtime kept sending events for [`VALUES_PATIENCE`].
+    /// The runtime kept sending events for [`VALUES_TIMEOUT`].
     Busy,
     Failed(String),
 }
 
-impl Pending {
+impl PendingUpdate {
     /// Returns the writes that change a value.
     pub(super) fn changes(&self) -> impl Iterator<Item = &Write> {
         self.writes.iter().filter(|write| write.observed != write.desired)
@@ -188,7 +190,7 @@ impl Pending {
 
 /// A pending update of a container.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingUpdate {
     pub(super) container: Arc<Container>,
     pub(super) writes: Vec<Write>,
     /// Whether the plugin requests another limit. Otherwise it requests the values of the policy.
@@ -204,15 +206,15 @@ pub(super) struct Pending {
 
 /// A request to the runtime that is done.
 #[derive(Debug)]
-pub(super) struct Done {
-    pub(super) batch: Vec<Pending>,
+pub(super) struct FinishedBatch {
+    pub(super) batch: Vec<PendingUpdate>,
     /// Results of the containers; `None` if no runtime was connected.
-    pub(super) fates: Option<Fates>,
+    pub(super) result: Option<BatchResult>,
 }
 
 /// Containers of a batch that the runtime did not update, by ID.
 #[derive(Debug, Default)]
-pub(super) struct Fates {
+pub(super) struct BatchResult {
     /// The request was outdated before it could be sent.
     pub(super) dropped: HashSet<String>,
     /// The request failed: the runtime refused it, did not answer, or was not quiet in time.
@@ -224,19 +226,19 @@ pub(super) struct Fates {
 /// Time that a runtime may take for one request.
 pub(super) const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Time without events after which the plugin may ask the runtime to update containers. Without
-/// containerd/nri#301, the runtime takes its two locks in one order for events. For requests from
-/// plugins it takes them in the other order. If such a request arrives while one event is being
-/// answered and another one waits, the runtime deadlocks (containerd/containerd#13733).
+/// Time without events after which the plugin may ask the runtime to update containers. A runtime
+/// without the fix containerd/nri#301 takes its two locks in one order for events, and in the
+/// opposite order for requests of plugins. The runtime deadlocks if a request arrives while a
+/// plugin answers one event and another event waits (containerd/containerd#13733).
 pub(super) const QUIET: Duration = Duration::from_secs(1);
 
 /// Time that a request waits for a quiet runtime. Afterwards the plugin writes the files itself.
-const VALUES_PATIENCE: Duration = Duration::from_secs(10);
+const VALUES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that a limit decrease waits for a quiet runtime.
-pub(super) const CUT_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const DECREASE_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) fn rejected(container: &Container, error: &str) {
+pub(super) fn log_rejected(container: &Container, error: &str) {
     warn!(
         pod = container.pod,
         container = container.name,
@@ -253,9 +255,9 @@ mod tests {
     use super::*;
     use crate::state::testing::{TestNode, container};
 
-    fn pending(container: &Arc<Container>, knob: Knob) -> Pending {
+    fn pending(container: &Arc<Container>, knob: Knob) -> PendingUpdate {
         let write = Write { knob, observed: Limit::Max, desired: Limit::Bytes(Bytes::ZERO) };
-        Pending {
+        PendingUpdate {
             container: container.clone(),
             writes: vec![write],
             is_limit_request: knob == Knob::Max,

@@ -5,44 +5,46 @@ use std::time::Duration;
 use plimsoll_core::pod::CgroupPath;
 use tracing::{debug, warn};
 
-use super::work::Work;
-use super::{Due, PATIENCE, Reconciler, TICK};
+use super::work::WorkItem;
+use super::{CHECK_INTERVAL, DueChecks, Reconciler, UNKNOWN_CGROUP_DELAY};
 use crate::cgroup::systemd;
-use crate::cgroup::watch::Change;
+use crate::cgroup::watch::CgroupChange;
 use crate::state::container::Container;
 
 impl Reconciler {
-    pub(super) fn notice(&mut self, change: Option<Change>, due: &mut Due) {
+    pub(super) fn on_change(&mut self, change: Option<CgroupChange>, due: &mut DueChecks) {
         match change {
-            Some(Change::Written(path, knob)) => {
+            Some(CgroupChange::Written(path, knob)) => {
                 if let Some(id) = self.by_cgroup.get(&path) {
                     due.containers.insert(id.clone(), true);
                 } else if self.levels.contains(&path) {
                     due.cgroups.entry(path).or_default().push(knob);
                 }
             }
-            Some(Change::Removed(path)) => due.removed.push(path),
+            Some(CgroupChange::Removed(path)) => due.removed.push(path),
             // The runtime usually reports the cgroup as well.
-            Some(Change::Made(path)) if self.levels.contains(&path) => {
+            Some(CgroupChange::Made(path)) if self.levels.contains(&path) => {
                 _ = due.cgroups.entry(path).or_default()
             }
-            Some(Change::Made(path)) => self.again(PATIENCE, Work::Stranger(path)),
-            Some(Change::Overflow) => self.everything(due),
+            Some(CgroupChange::Made(path)) => {
+                self.schedule(UNKNOWN_CGROUP_DELAY, WorkItem::UnknownCgroup(path))
+            }
+            Some(CgroupChange::Overflow) => self.check_everything(due),
             None => {
                 warn!(
-                    "cannot watch cgroups any longer; what others change is found only every \
-                     {TICK:?}"
+                    "cannot watch cgroups any longer; the plugin finds changes by other programs \
+                     only every {CHECK_INTERVAL:?}"
                 );
                 self.watch = None;
             }
         }
     }
 
-    pub(super) fn removed(&mut self, cgroup: &CgroupPath) {
+    pub(super) fn on_removed(&mut self, cgroup: &CgroupPath) {
         self.remove_drop_ins(cgroup);
         let id = self.by_cgroup.get(cgroup).cloned();
         self.unwatch(cgroup);
-        self.strangers.remove(cgroup);
+        self.unknown_cgroups.remove(cgroup);
         self.standings.remove(cgroup);
         // Another cgroup with the same path may exist now.
         match id.and_then(|id| self.containers.get(&id)) {
@@ -51,11 +53,13 @@ impl Reconciler {
                     && (!container.started || container.has_had_processes)
                     && self.root.cgroup(cgroup).is_err() =>
             {
-                self.ended(&container);
+                self.on_ended(&container);
             }
-            Some(container) => self.again(Duration::ZERO, Work::Container(container.id.clone())),
+            Some(container) => {
+                self.schedule(Duration::ZERO, WorkItem::Container(container.id.clone()))
+            }
             None if self.levels.contains(cgroup) => {
-                self.again(Duration::ZERO, Work::Cgroup(cgroup.clone()))
+                self.schedule(Duration::ZERO, WorkItem::Cgroup(cgroup.clone()))
             }
             None => {}
         }
@@ -95,16 +99,16 @@ impl Reconciler {
     pub(super) fn watch_cgroup(&mut self, cgroup: &CgroupPath) {
         let Some(watch) = &mut self.watch else { return };
         match watch.add(&self.root, cgroup) {
-            // Another program may have written the files before the watch.
+            // Another program may have written the files before the watch began.
             Ok(true) if self.levels.contains(cgroup) => {
-                self.again(Duration::ZERO, Work::Cgroup(cgroup.clone()));
+                self.schedule(Duration::ZERO, WorkItem::Cgroup(cgroup.clone()));
             }
             Ok(_) => {}
             Err(error) => debug!(
                 %cgroup,
                 %error,
                 "cannot watch the cgroup; the plugin finds changes by other programs only every \
-                 {TICK:?}"
+                 {CHECK_INTERVAL:?}"
             ),
         }
     }

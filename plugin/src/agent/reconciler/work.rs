@@ -1,4 +1,4 @@
-//! Work for the reconcile task.
+//! Items of work for the reconcile task.
 
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::{Bytes, Knob};
@@ -6,23 +6,22 @@ use plimsoll_core::units::{Bytes, Knob};
 use crate::state::container::Container;
 use crate::state::update_phase::{LimitOrigin, UpdateId};
 
-/// Work for the reconcile task.
+/// Item of work for the reconcile task.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Work {
+pub enum WorkItem {
     /// Check a container.
     Container(String),
-    /// Check a container whose files the runtime has just written for its client, at a start or by
-    /// an update.
-    Written(String),
-    /// Check later whether this update of the container has taken effect.
-    Later(String, UpdateId),
+    /// Check a container after the runtime wrote its files, for a start or an update of the user.
+    RuntimeWrote(String),
+    /// Schedule the check whether this update of the container has taken effect.
+    CheckUpdateLater(String, UpdateId),
     /// Check a container whose update should have taken effect by now.
-    Updated(String, UpdateId),
-    /// Ask the runtime for another limit of a container.
+    CheckUpdate(String, UpdateId),
+    /// Request another memory limit of a container from the runtime.
     Limit {
         /// ID of the container.
         id: String,
-        /// The new limit, which does not kill the container.
+        /// New limit, which causes no OOM kill.
         limit: Bytes,
         /// Origin of the container's limit at the time of the decision.
         origin: LimitOrigin,
@@ -31,18 +30,18 @@ pub enum Work {
     },
     /// Check a cgroup above the containers.
     Cgroup(CgroupPath),
-    /// Check a file of a cgroup above the containers that another program wrote some time ago.
-    Touched(CgroupPath, Knob),
+    /// Check a file of a cgroup above the containers. Another program wrote this file earlier.
+    CheckFile(CgroupPath, Knob),
     /// Inspect a cgroup that the runtime may not have reported, or a reserved cgroup that may be
     /// missing.
-    Stranger(CgroupPath),
-    /// Write the shares of pods that ask for more than the budget.
+    UnknownCgroup(CgroupPath),
+    /// Write all managed cgroups again, because the pods' shares of the protection have changed.
     Share,
     /// Check every container and every cgroup above.
     All,
 }
 
-impl Work {
+impl WorkItem {
     /// Requests a higher limit for a container. The request is void once the user requests another
     /// limit.
     pub fn higher_limit(container: &Container, limit: Bytes) -> Self {

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::Service;
 use super::translate::{is_claimed, translate};
 use crate::agent::reconciler::memory_limit;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::containers::Containers;
 use crate::state::originals::Values;
 use crate::state::resolved::Resolved;
@@ -31,7 +31,7 @@ impl Service {
             );
             return Creation::default();
         }
-        self.meet_sandbox(&pod);
+        self.add_sandbox(&pod);
         self.forget_older(&pod.id, &created);
         let asked = created.linux.get_or_default().resources.get_or_default().memory.clone();
         // The container has not started, whatever state the runtime reports.
@@ -40,18 +40,18 @@ impl Service {
         let rescued = self.state.rescues.limit_for(&container);
         container.limit = rescued.unwrap_or(container.limit);
         let store = |containers: &Containers| Some(containers.insert(container.clone()));
-        let Some(Resolved { container, decided, .. }) = self.resolve(&container, store).await
+        let Some(Resolved { container, desired_state, .. }) = self.resolve(&container, store).await
         else {
             return Creation::default();
         };
-        let unified: HashMap<_, _> = values_at_creation(&container, &decided)
+        let unified: HashMap<_, _> = values_at_creation(&container, &desired_state)
             .map(|(knob, value)| (knob.file_name().to_owned(), value.to_string()))
             .collect();
         info!(
             pod = container.pod,
             container = container.name,
-            class = %decided.class,
-            request = decided.request.map(tracing::field::display),
+            class = %desired_state.class,
+            request = desired_state.request.map(tracing::field::display),
             limit = %container.limit,
             ?unified,
             "create"
@@ -71,21 +71,21 @@ impl Service {
     }
 }
 
-/// Returns the values that the runtime should set at the creation. The kernel's defaults need not
-/// be set.
+/// Returns the values that the runtime should set at the creation. Leaves out the kernel's
+/// defaults, and keys that already have a value.
 ///
-/// A key that is set already is left, whatever its value. A runtime refuses to create a container
-/// if two plugins set the same key. It records the keys of plugins but not the keys of its client,
-/// so the client's values could be replaced. But containerd 2.2 and later shows both in one map,
-/// and a plugin cannot see which program set a key. (containerd/nri, pkg/adaptation/result.go:
-/// adjustResources claims each key of a reply and copies it into the request for the next plugin.)
-/// The plugin sets its value once the container runs. This write does not count as a repair.
+/// A runtime refuses to create a container if two plugins set the same key. The runtime records
+/// which keys plugins set, but not which keys its client set, so a plugin may replace the client's
+/// values. containerd 2.2 and later shows all keys in one map, so this plugin cannot see which
+/// program set a key. (containerd/nri, pkg/adaptation/result.go: adjustResources claims each key of
+/// a reply and copies it into the request for the next plugin.) The plugin sets its value once the
+/// container runs. This write does not count as a repair.
 fn values_at_creation(
     container: &Container,
-    decided: &Decided,
+    desired_state: &DesiredState,
 ) -> impl Iterator<Item = (Knob, Limit)> {
     KNOBS.into_iter().filter_map(|knob| {
-        let value = decided.value(knob)?;
+        let value = desired_state.value(knob)?;
         match container.unified.get(knob.file_name()) {
             Some(claimed) if claimed.parse() == Ok(value) => None,
             // The kubelet sends the defaults with every container.
@@ -102,7 +102,7 @@ fn values_at_creation(
                 );
                 None
             }
-            None => (decided.setting(knob) != Setting::Default).then_some((knob, value)),
+            None => (desired_state.setting(knob) != Setting::Default).then_some((knob, value)),
         }
     })
 }

@@ -30,19 +30,20 @@ impl Service {
             })
             .collect();
         let root = self.state.root.clone();
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         in_own_thread("sandboxes", move || {
             let is_gone =
                 |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
             let ended = candidates.into_iter().filter(|(_, cgroup)| is_gone(cgroup));
             // The receiver is gone if the runtime has disconnected.
-            let _ = tell.send(ended.map(|(id, _)| id).collect());
+            let _ = sender.send(ended.map(|(id, _)| id).collect());
         });
-        // Without a thread, all sandboxes count as running. The runtime reports their ends.
-        told.await.unwrap_or_default()
+        // If the thread cannot start, all sandboxes count as running until the runtime reports
+        // their ends.
+        receiver.await.unwrap_or_default()
     }
 
-    pub(super) fn meet_sandbox(&self, pod: &PodSandbox) {
+    pub(super) fn add_sandbox(&self, pod: &PodSandbox) {
         if let Some(sandbox) = sandbox(pod)
             && !self.state.levels.is_sandbox(&sandbox.id)
         {
@@ -66,7 +67,7 @@ impl Service {
                 pod = older.pod,
                 container = older.name,
                 id = older.id,
-                "another one has taken its place"
+                "a newer container has replaced this container"
             );
             self.forget(&older.id);
         }

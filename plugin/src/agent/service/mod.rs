@@ -2,8 +2,8 @@
 //!
 //! The plugin answers events from memory. It reads the kubelet's checkpoint again if the checkpoint
 //! has changed, for at most a tenth of the runtime's request timeout. Reclaiming memory for a limit
-//! decrease may take longer (`CUT_BUDGET`). Invalid data about pods and containers fails no event:
-//! the plugin reports the data and ignores it.
+//! decrease may take longer (`DECREASE_BUDGET`). Invalid data about pods and containers fails no
+//! event: the plugin reports the data and ignores it.
 
 mod create;
 mod forget;
@@ -26,10 +26,10 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::agent::configurator::{Configurator, OnConfig};
-use crate::agent::cut::Cuts;
+use crate::agent::decrease::LimitDecreases;
 use crate::agent::handles::Agent;
-use crate::agent::kills::Kills;
-use crate::agent::reconciler::Work;
+use crate::agent::kills::KillNotifier;
+use crate::agent::reconciler::WorkItem;
 use crate::config::Config;
 use crate::report::Reports;
 use crate::state::container::Container;
@@ -43,18 +43,18 @@ pub(crate) const BUDGET: u32 = 10;
 
 /// Factor by which an event may take longer if it reclaims memory for a limit decrease. Together
 /// with the rest of the event, this is up to half of the timeout.
-pub(crate) const CUT_BUDGET: u32 = 3;
+pub(crate) const DECREASE_BUDGET: u32 = 3;
 
 /// The NRI plugin.
 pub struct Service {
     state: SharedState,
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<WorkItem>,
     configurator: Arc<Configurator>,
     budget: Mutex<Duration>,
     /// Whether the plugin has applied the runtime's configuration text.
     configured: AtomicBool,
-    cuts: Arc<Cuts>,
-    kills: Arc<Kills>,
+    decreases: Arc<LimitDecreases>,
+    kills: Arc<KillNotifier>,
     reports: Arc<Reports>,
 }
 
@@ -71,14 +71,14 @@ impl Service {
     /// `on_config` with each configuration that comes into force.
     pub fn new(agent: Agent, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
         let configurator = Arc::new(Configurator::new(&agent, host.into(), on_config));
-        let Agent { state, cuts, kills, reports, work } = agent;
+        let Agent { state, decreases, kills, reports, work } = agent;
         Self {
             state,
             work,
             configurator,
             budget: Mutex::new(Duration::from_millis(200)),
             configured: AtomicBool::new(false),
-            cuts,
+            decreases,
             kills,
             reports,
         }
@@ -90,35 +90,35 @@ impl Service {
         self.state.synchronized.subscribe()
     }
 
-    /// Returns what applies configurations, the brake and the marker of `plimsoll restore`.
+    /// Returns the object that applies configurations, the brake and the marker file of `plimsoll
+    /// restore`.
     pub fn configurator(&self) -> Arc<Configurator> {
         self.configurator.clone()
     }
 
-    /// Runs `work` in a thread, and waits for its end for at most `budget`. Later work takes effect
-    /// all the same.
-    async fn off_the_loop(
+    /// Runs `work` in a thread, and waits for its end for at most `budget`. Work that ends later
+    /// still takes effect.
+    async fn in_settings_thread(
         &self,
         budget: Duration,
         work: impl FnOnce(&Configurator) + Send + 'static,
     ) {
         let configurator = self.configurator.clone();
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         in_own_thread("settings", move || {
             work(&configurator);
             // The receiver may have stopped waiting.
-            let _ = tell.send(());
+            let _ = sender.send(());
         });
-        if timeout(budget, told).await.is_err() {
+        if timeout(budget, receiver).await.is_err() {
             warn!(
-                "the node's settings were not read within {budget:?}; the plugin goes on with the \
-                 former ones until they are. See whether the file system of the kubelet's \
-                 directory answers"
+                "the plugin has not read the node's settings within {budget:?}, and uses the \
+                 former settings until then; check the file system of the kubelet's directory"
             );
         }
     }
 
-    fn enqueue(&self, work: Work) {
+    fn enqueue(&self, work: WorkItem) {
         // The receiver lives as long as the program.
         let _ = self.work.send(work);
     }
@@ -179,14 +179,14 @@ impl Plugin for Service {
             }
             _ => None,
         };
-        let budget = configuration.request_timeout / BUDGET * CUT_BUDGET;
+        let budget = configuration.request_timeout / BUDGET * DECREASE_BUDGET;
         let work = self.work.clone();
         let apply = move |configurator: &Configurator| {
             configurator.apply_config(config);
-            // The synchronization may have come before. The receiver lives as long as the program.
-            let _ = work.send(Work::All);
+            // The synchronization may have ended before. The receiver lives as long as the program.
+            let _ = work.send(WorkItem::All);
         };
-        self.off_the_loop(budget, apply).await;
+        self.in_settings_thread(budget, apply).await;
         Ok(())
     }
 
@@ -208,7 +208,7 @@ impl Plugin for Service {
 
     async fn run_pod_sandbox(&self, pod: PodSandbox) -> Result<(), Refusal> {
         let _event = self.event("RunPodSandbox");
-        self.meet_sandbox(&pod);
+        self.add_sandbox(&pod);
         Ok(())
     }
 
@@ -252,24 +252,24 @@ impl Plugin for Service {
         container: api::Container,
     ) -> Result<(), Refusal> {
         let _event = self.event("StartContainer");
-        // The runtime was creating the container while this plugin registered. CRI-O asks only the
-        // plugins that were registered before. A synchronization of CRI-O contains only containers
-        // whose creation is complete.
+        // The runtime was creating the container while this plugin registered. CRI-O sends a
+        // creation only to plugins that registered before the creation. A synchronization of CRI-O
+        // contains only containers whose creation is complete.
         if self.state.containers.get(&container.id).is_none() && container.linux.is_some() {
-            self.meet_sandbox(&pod);
+            self.add_sandbox(&pod);
             self.forget_older(&pod.id, &container);
             let found = Container { started: false, ..self.found(&pod, &container) };
             self.resolve(&found, |containers| Some(containers.insert_found(found.clone()))).await;
         }
         self.state.containers.started(&container.id);
         if let Some(container) = self.state.containers.get(&container.id) {
-            // The runtime has made the container's first process, which waits for this answer.
+            // The runtime has created the container's first process, which waits for this answer.
             if container.cgroup.as_ref().is_some_and(|path| self.has_processes(path)) {
                 self.state.containers.set_has_had_processes(&container.id);
             }
             self.kills.runs(&container);
         }
-        self.enqueue(Work::Written(container.id));
+        self.enqueue(WorkItem::RuntimeWrote(container.id));
         Ok(())
     }
 
@@ -290,7 +290,7 @@ impl Plugin for Service {
     ) -> Result<(), Refusal> {
         let _event = self.event("PostUpdateContainer");
         self.state.containers.on_phase(&container.id, UpdatePhase::applied);
-        self.enqueue(Work::Written(container.id));
+        self.enqueue(WorkItem::RuntimeWrote(container.id));
         Ok(())
     }
 

@@ -8,8 +8,8 @@ use plimsoll_core::units::{Bytes, Limit, printable};
 use tracing::debug;
 
 use super::translate::sandbox;
-use super::{CUT_BUDGET, Service};
-use crate::agent::cut::Attempted;
+use super::{DECREASE_BUDGET, Service};
+use crate::agent::decrease::DecreaseResult;
 use crate::config::Shrink;
 use crate::lock;
 
@@ -36,13 +36,13 @@ impl Service {
         let of_memory = |resources: &LinuxResources| {
             resources.memory.get_or_default().limit.get_or_default().value
         };
-        // The update is about CPU alone, or without a limit.
+        // The update changes only CPU, or sets no memory limit.
         let (Ok(limit @ 1..), Some(sandbox)) = (u64::try_from(of_memory(resources)), sandbox(pod))
         else {
             return Ok(());
         };
         let settings = self.state.containers.settings();
-        if settings.stand_aside || settings.config.shrink == Shrink::Allow {
+        if settings.is_restored || settings.config.shrink == Shrink::Allow {
             return Ok(());
         }
         let overhead = u64::try_from(of_memory(overhead)).unwrap_or(0);
@@ -55,22 +55,22 @@ impl Service {
             cgroup: Some(cgroup.clone()),
         };
         if settings.observes() {
-            if let Some(cut) = self.cuts.judge_pod(&sandbox.id, cgroup, limit) {
-                self.reports.report_planned(&subject(), &Incident::CutRejected(cut));
+            if let Some(decrease) = self.decreases.check_pod(&sandbox.id, cgroup, limit) {
+                self.reports.report_planned(&subject(), &Incident::CutRejected(decrease));
             }
             return Ok(());
         }
-        let budget = *lock(&self.budget) * CUT_BUDGET;
-        match self.cuts.make_room_in_pod(&sandbox.id, cgroup, limit, budget).await {
-            Ok(Attempted::NoCut | Attempted::Made) => Ok(()),
-            Ok(Attempted::Busy { .. }) => Err(Refusal::new(BUSY_IN_POD)),
-            Ok(Attempted::NotMade { in_force, usage }) => {
+        let budget = *lock(&self.budget) * DECREASE_BUDGET;
+        match self.decreases.prepare_pod(&sandbox.id, cgroup, limit, budget).await {
+            Ok(DecreaseResult::NoDecrease | DecreaseResult::Prepared) => Ok(()),
+            Ok(DecreaseResult::Busy { .. }) => Err(Refusal::new(BUSY_IN_POD)),
+            Ok(DecreaseResult::WouldKill { in_force, usage }) => {
                 let decrease = LowerLimit { limit: Limit::Bytes(limit), in_force, usage };
                 self.reports.report(&subject(), &Incident::CutRejected(decrease));
                 Err(Refusal::new(WOULD_KILL_IN_POD))
             }
             Err(error) => {
-                // The plugin does not refuse a limit that it cannot prepare for.
+                // The kubelet may set the limit if the plugin cannot prepare the decrease.
                 let pod = printable(&pod.name);
                 debug!(pod, %error, "cannot prepare a limit decrease of a pod");
                 Ok(())

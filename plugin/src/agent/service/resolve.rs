@@ -9,8 +9,8 @@ use plimsoll_core::units::Limit;
 use tracing::{debug, warn};
 
 use super::translate::translate;
-use super::{CUT_BUDGET, Service};
-use crate::agent::cut::Attempted;
+use super::{DECREASE_BUDGET, Service};
+use crate::agent::decrease::DecreaseResult;
 use crate::config::Shrink;
 use crate::kubelet::checkpoint::RecordSearch;
 use crate::lock;
@@ -27,7 +27,7 @@ memory limit not lowered: the container uses more than that and would be killed;
 free memory first, or the limit to be higher (plimsoll's log has the numbers)";
 
 /// Reason for the refusal of a limit decrease during another one, also constant.
-const BUSY: &str = "\
+const DECREASE_BUSY: &str = "\
 memory limit not lowered: the kernel still reclaims memory for an earlier limit decrease; \
 try again";
 
@@ -51,8 +51,8 @@ impl Service {
         found
     }
 
-    /// Decides everything that follows from an event about a container, writes the cgroups above
-    /// and reports the incidents.
+    /// Computes the desired state of a container after an event. Writes the cgroups above the
+    /// container, and reports the incidents.
     ///
     /// `store` stores the container once the kubelet's record of it was read. It returns `None` if
     /// the container was removed meanwhile.
@@ -65,7 +65,7 @@ impl Service {
             && let Some(refresh) = self.configurator.begin_refresh()
         {
             let budget = *lock(&self.budget);
-            self.off_the_loop(budget, |_| refresh.run()).await;
+            self.in_settings_thread(budget, |_| refresh.run()).await;
         }
         let record = self.record(container).await;
         let SharedState { containers, levels, .. } = &self.state;
@@ -74,7 +74,7 @@ impl Service {
         let is_alive = |other: &Container| levels.is_alive(other);
         let resolved = containers.resolve(container, former, &record, is_alive);
         let Container { pod, name, .. } = resolved.container.as_ref();
-        for notice in &resolved.decided.notices {
+        for notice in &resolved.desired_state.notices {
             warn!(pod, container = name, "{notice}");
         }
         let incidents = levels.apply(&resolved);
@@ -82,35 +82,39 @@ impl Service {
         Some(resolved)
     }
 
-    /// Prepares the container for a limit decrease. Returns the limit that stays for now if the
-    /// decrease is deferred.
+    /// Prepares the container for a limit decrease. Returns the limit in force if the plugin defers
+    /// the decrease.
     ///
     /// # Errors
     ///
     /// When the decrease would kill the container and must be refused.
-    pub(super) async fn make_room(&self, container: &Container) -> Result<Option<Limit>, Refusal> {
+    pub(super) async fn prepare_decrease(
+        &self,
+        container: &Container,
+    ) -> Result<Option<Limit>, Refusal> {
         let settings = self.state.containers.settings();
-        if settings.stand_aside || settings.config.shrink == Shrink::Allow {
+        if settings.is_restored || settings.config.shrink == Shrink::Allow {
             return Ok(None);
         }
         if settings.observes() {
-            if let Some(cut) = self.cuts.judge(container) {
+            if let Some(decrease) = self.decreases.check(container) {
                 let is_deferred = settings.config.shrink == Shrink::Defer;
                 let what = if is_deferred {
-                    Incident::CutDeferred(cut)
+                    Incident::CutDeferred(decrease)
                 } else {
-                    Incident::CutRejected(cut)
+                    Incident::CutRejected(decrease)
                 };
                 self.reports.report_planned(&container.into(), &what);
             }
             return Ok(None);
         }
         let is_deferred = settings.config.shrink == Shrink::Defer;
-        let budget = *lock(&self.budget) * CUT_BUDGET;
-        let (in_force, refusal) = match self.cuts.make_room(container, Party::User, budget).await {
-            Ok(Attempted::NoCut | Attempted::Made) => return Ok(None),
-            Ok(Attempted::Busy { in_force }) => (in_force, BUSY),
-            Ok(Attempted::NotMade { in_force, usage }) => {
+        let budget = *lock(&self.budget) * DECREASE_BUDGET;
+        let (in_force, refusal) = match self.decreases.prepare(container, Party::User, budget).await
+        {
+            Ok(DecreaseResult::NoDecrease | DecreaseResult::Prepared) => return Ok(None),
+            Ok(DecreaseResult::Busy { in_force }) => (in_force, DECREASE_BUSY),
+            Ok(DecreaseResult::WouldKill { in_force, usage }) => {
                 let decrease = LowerLimit { limit: container.limit, in_force, usage };
                 let incident = if is_deferred {
                     Incident::CutDeferred(decrease)
@@ -121,7 +125,7 @@ impl Service {
                 (in_force, WOULD_KILL)
             }
             Err(error) => {
-                // The plugin does not refuse a limit that it cannot prepare for.
+                // The runtime may set the limit if the plugin cannot prepare the decrease.
                 let Container { pod, name, .. } = container;
                 debug!(pod, container = name, %error, "cannot prepare a limit decrease");
                 return Ok(None);

@@ -7,13 +7,13 @@ use tracing::warn;
 
 use super::Service;
 use super::translate::{has_ended, newest, sandbox};
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::state::container::Container;
 
 impl Service {
-    /// Replaces all sandboxes and containers by those that the runtime has. Updates in the reply
-    /// would keep the runtime locked until the last container is updated, so the reconcile task
-    /// updates them.
+    /// Replaces all sandboxes and containers by those that the runtime has. The reply contains no
+    /// updates, because they would keep the runtime locked until the last container is updated. The
+    /// reconcile task updates the containers later.
     pub(super) async fn adopt(&self, pods: Vec<PodSandbox>, containers: Vec<api::Container>) {
         let alive = newest(containers.into_iter().filter(|container| !has_ended(container)));
         // Runtimes also report sandboxes that have ended and were not removed yet. A live sandbox
@@ -34,7 +34,7 @@ impl Service {
                 warn!(
                     container = container.id,
                     pod = container.pod_sandbox_id,
-                    "the runtime told of no such pod"
+                    "the runtime has not reported the pod of this container"
                 );
                 return None;
             };
@@ -47,7 +47,7 @@ impl Service {
         self.state.containers.replace(known, &sandboxes);
         let running = self.state.containers.all().into_iter().filter(|container| container.started);
         self.kills.synchronize(running.collect());
-        self.enqueue(Work::All);
+        self.enqueue(WorkItem::All);
         self.state.synchronized.send_replace(true);
     }
 }

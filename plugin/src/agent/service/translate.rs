@@ -52,8 +52,8 @@ pub(super) fn is_claimed(unified: &HashMap<String, String>, knob: Knob) -> bool 
 }
 
 /// Returns the newest of all containers that share a name and a sandbox. Runtimes with NRI before
-/// 0.9 do not report the time of creation. Then a running container counts as the newest, or else
-/// the last one reported.
+/// 0.9 do not report the time of creation. Without this time, a running container counts as the
+/// newest, or else the container that was reported last.
 pub(super) fn newest(containers: impl Iterator<Item = api::Container>) -> Vec<api::Container> {
     let age = |container: &api::Container| {
         let runs = matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING));

@@ -10,10 +10,10 @@ use tracing::info;
 
 use super::Service;
 use super::translate::{cpu, has_ended, is_claimed, limit, shares};
-use crate::agent::reconciler::{Work, memory_limit, update};
+use crate::agent::reconciler::{WorkItem, memory_limit, update};
 use crate::cgroup::{Cgroup, SWAP_MAX};
 use crate::kubelet::checkpoint::Moment;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::containers::Containers;
 use crate::state::originals::Values;
 use crate::state::resolved::Resolved;
@@ -34,9 +34,9 @@ impl Service {
         let Some(known) = self.known_or_found(&pod, &reported) else { return Ok(Vec::new()) };
         let update = self.state.containers.next_update();
         self.state.containers.on_phase(&known.id, |phase| phase.announce(update));
-        // The runtime does not report a failed update. Then the kernel holds values that do not
-        // match the limit. This answer may also end early.
-        self.enqueue(Work::Later(known.id.clone(), update));
+        // The runtime does not report a failed update, which leaves values in the files that do not
+        // match the limit. The runtime may also cancel this answer. Therefore schedule a check.
+        self.enqueue(WorkItem::CheckUpdateLater(known.id.clone(), update));
         let sets_limit = asked_limit(&resources) != 0;
         let mut updated = with_resources(&known, &resources);
         let mut instead = None;
@@ -45,7 +45,7 @@ impl Service {
             updated.asked = updated.limit;
             instead = self.state.rescues.limit_for(&updated);
             updated.limit = instead.unwrap_or(updated.limit);
-            match self.make_room(&updated).await {
+            match self.prepare_decrease(&updated).await {
                 Ok(Some(in_force)) => {
                     instead = Some(in_force);
                     updated.limit = in_force;
@@ -55,7 +55,7 @@ impl Service {
                     let refuse = |phase: &mut UpdatePhase| phase.refuse(update);
                     self.state.containers.on_phase(&known.id, refuse);
                     // The reconcile task has skipped the container during the attempt.
-                    self.enqueue(Work::Container(known.id.clone()));
+                    self.enqueue(WorkItem::Container(known.id.clone()));
                     return Err(refusal);
                 }
             }
@@ -65,13 +65,14 @@ impl Service {
                 revise(now, &updated, sets_limit);
             })
         };
-        let Some(Resolved { container, decided, .. }) = self.resolve(&updated, store).await else {
+        let Some(Resolved { container, desired_state, .. }) = self.resolve(&updated, store).await
+        else {
             return Ok(Vec::new());
         };
         if sets_limit && container.started {
             self.kills.runs(&container);
         }
-        Ok(self.updates_in_reply(&container, &decided, &resources, instead))
+        Ok(self.updates_in_reply(&container, &desired_state, &resources, instead))
     }
 
     /// Returns the known container, or the container as the runtime reports it. Returns `None` if
@@ -87,7 +88,7 @@ impl Service {
         if has_ended(reported) || self.others_of_its_name(&pod.id, reported).next().is_some() {
             return None;
         }
-        // A limit decrease keeps the original memory.high in the known container.
+        // Insert the container, because a limit decrease stores the original memory.high in it.
         Some(self.state.containers.insert_found(self.found(pod, reported)))
     }
 
@@ -96,17 +97,17 @@ impl Service {
     fn updates_in_reply(
         &self,
         container: &Container,
-        decided: &Decided,
+        desired_state: &DesiredState,
         resources: &LinuxResources,
         instead: Option<Limit>,
     ) -> Vec<ContainerUpdate> {
         let cgroup = container.cgroup.as_ref().and_then(|path| self.state.root.cgroup(path).ok());
-        let values = values_in_reply(decided, resources, cgroup.as_ref());
+        let values = values_in_reply(desired_state, resources, cgroup.as_ref());
         info!(
             pod = container.pod,
             container = container.name,
-            class = %decided.class,
-            request = decided.request.map(tracing::field::display),
+            class = %desired_state.class,
+            request = desired_state.request.map(tracing::field::display),
             limit = %container.limit,
             ?values,
             "update"
@@ -114,7 +115,7 @@ impl Service {
         if values.is_empty() && instead.is_none() {
             return Vec::new();
         }
-        if decided.before.is_none() {
+        if desired_state.before.is_none() {
             let unknown = || Values::of_unified(&container.unified);
             let before = cgroup.as_ref().and_then(|cgroup| Values::read(cgroup).ok());
             self.state.containers.remember(container, before.unwrap_or_else(unknown));
@@ -132,7 +133,7 @@ fn asked_limit(resources: &LinuxResources) -> i64 {
     resources.memory.limit.as_ref().map_or(0, |limit| limit.value)
 }
 
-/// Gives a container what the user's update changes.
+/// Copies the changes of the user's update to a container.
 fn revise(container: &mut Container, updated: &Container, sets_limit: bool) {
     if sets_limit {
         (container.limit, container.asked) = (updated.limit, updated.asked);
@@ -158,17 +159,17 @@ fn with_resources(known: &Container, resources: &LinuxResources) -> Container {
 }
 
 /// Returns the values for the reply. The runtime keeps earlier values and sets them again with
-/// every update. So the reply contains all desired values. It contains a default only if the kernel
-/// holds another value.
+/// every update. So the reply contains all desired values. The reply contains a default only if the
+/// kernel holds another value.
 fn values_in_reply(
-    decided: &Decided,
+    desired_state: &DesiredState,
     resources: &LinuxResources,
     cgroup: Option<&Cgroup>,
 ) -> Vec<(Knob, Limit)> {
     let claimed = &resources.unified;
     KNOBS
         .into_iter()
-        .filter_map(|knob| Some((knob, decided.value(knob)?)))
+        .filter_map(|knob| Some((knob, desired_state.value(knob)?)))
         // Leave the client's values, as at creation. The reconcile task checks them after the
         // update.
         .filter(|(knob, _)| !is_claimed(claimed, *knob))
@@ -178,7 +179,7 @@ fn values_in_reply(
                 return *value != knob.default_value();
             }
             let in_force = || cgroup.and_then(|cgroup| cgroup.read(*knob).ok());
-            decided.setting(*knob) != Setting::Default || in_force() != Some(*value)
+            desired_state.setting(*knob) != Setting::Default || in_force() != Some(*value)
         })
         .collect()
 }
@@ -187,9 +188,9 @@ fn values_in_reply(
 ///
 /// The kubelet sends the kernel's defaults with every update. The reply replaces them, so that the
 /// runtime stores the plugin's values. If another plugin has set one of these keys, the runtime
-/// refuses the update. If the failure may be ignored, the runtime skips only this part and the
-/// plugin writes the values afterwards. (containerd/nri, pkg/adaptation/result.go: updateResources
-/// works on a copy, which counts only if no key is claimed twice.)
+/// refuses the update. With `ignore_failure`, the runtime skips only this part, and the plugin
+/// writes the values afterwards. (containerd/nri, pkg/adaptation/result.go: updateResources works
+/// on a copy, which counts only if no key is claimed twice.)
 fn reply(
     container: &Container,
     resources: &LinuxResources,

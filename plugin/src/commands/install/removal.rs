@@ -7,7 +7,7 @@ use crate::commands::install::paths::{
 use crate::commands::install::plan::{Action, Plan, Refusal, systemctl};
 use crate::host::runtime::kind::RuntimeProduct;
 use crate::state::originals;
-use crate::state::settings::STAND_ASIDE;
+use crate::state::settings::RESTORE_MARKER;
 
 impl InstallFacts {
     /// Returns the plan of `plimsoll uninstall`. The plan is empty if the plugin is not installed.
@@ -66,7 +66,7 @@ impl InstallFacts {
         let step = plan
             .add(Action::Restore, "by plimsoll restore; if this fails, nothing else is changed");
         if !self.stands_aside {
-            step.undo = vec![Action::Remove(format!("/{STAND_ASIDE}"))];
+            step.undo = vec![Action::Remove(format!("/{RESTORE_MARKER}"))];
             step.undo.extend((!self.has(state)).then(|| Action::RemoveEmpty(state.to_owned())));
         }
     }

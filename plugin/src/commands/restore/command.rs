@@ -19,7 +19,7 @@ use crate::commands::restore::report::describe_unfinished;
 use crate::commands::restore::survey::Survey;
 use crate::commands::restore::wait::RestoreWait;
 use crate::state::originals::{DIRECTORY, Originals};
-use crate::state::settings::STAND_ASIDE;
+use crate::state::settings::RESTORE_MARKER;
 use crate::state::{brake, guard_record, raised};
 
 impl ResetBrake {
@@ -41,7 +41,7 @@ impl ResetBrake {
 
 impl Restore {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        let mark = self.host.join(STAND_ASIDE);
+        let mark = self.host.join(RESTORE_MARKER);
         if self.undo {
             return undo(&mark);
         }

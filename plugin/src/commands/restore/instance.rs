@@ -20,7 +20,7 @@ use crate::commands::failure::Failure;
 use crate::config::Config;
 use crate::report::serve;
 use crate::state::containers::Containers;
-use crate::state::settings::STAND_ASIDE;
+use crate::state::settings::RESTORE_MARKER;
 
 /// Time limit for the plugin to notice the marker file. Also the time limit for the runtime to list
 /// containers whose cgroups are outside the kubelet's cgroups.
@@ -57,7 +57,7 @@ pub(super) async fn wait_for_plugin(host: &Path) -> RunningPlugin {
             // A plugin that is not connected to the runtime reads the marker file when it connects.
             return match status.node.synchronized {
                 true => RunningPlugin::Unknown(format!(
-                    "it has not noticed /{STAND_ASIDE} within {} s",
+                    "it has not noticed /{RESTORE_MARKER} within {} s",
                     ANSWER_LIMIT.as_secs()
                 )),
                 false => RunningPlugin::Answers,

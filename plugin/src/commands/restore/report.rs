@@ -8,7 +8,7 @@ use crate::cgroup::CgroupRoot;
 use crate::commands::restore::survey::{ChangedCgroup, Survey};
 use crate::commands::restore::wait::RESTORE_LIMIT;
 use crate::state::originals::Values;
-use crate::state::settings::STAND_ASIDE;
+use crate::state::settings::RESTORE_MARKER;
 use plimsoll_core::policy::KNOBS;
 
 /// The most missing targets that the report names.
@@ -55,7 +55,7 @@ impl Survey {
         self.unknown_plugin.as_ref().map(|why| {
             format!(
                 "a running plugin may set values again: {why}; expected it to answer and to \
-                 notice /{STAND_ASIDE}: stop it or restart it, and call this again"
+                 notice /{RESTORE_MARKER}: stop it or restart it, and call this again"
             )
         })
     }

@@ -197,7 +197,7 @@ impl Run {
                 warn!("'plimsoll restore' takes effect after some seconds only: {error:#}");
                 loop {
                     tokio::time::sleep(MARKER_INTERVAL).await;
-                    configurator.look_whether_to_stand_aside();
+                    configurator.check_markers();
                 }
             };
             let brake = keep_brake(&configurator, reports);

@@ -13,11 +13,11 @@ use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// Time without a change in the configuration directory before the plugin reads the file.
-const QUIET: Duration = Duration::from_millis(200);
+const QUIET_TIME: Duration = Duration::from_millis(200);
 
-/// The longest wait for a time of [`QUIET`] without changes. Other files in the directory may
+/// The longest wait for a time of [`QUIET_TIME`] without changes. Other files in the directory may
 /// change all the time.
-const MOST: Duration = Duration::from_secs(2);
+const MAX_WAIT: Duration = Duration::from_secs(2);
 
 /// Interval at which the plugin checks whether the path leads to another directory. inotify does
 /// not report the renaming of a parent directory or a new target of a symbolic link.
@@ -93,7 +93,7 @@ impl FileWatch {
     }
 
     /// Waits for a change that may affect the files. Then waits until no change follows for
-    /// [`QUIET`], because a program may truncate a file before it writes the new content.
+    /// [`QUIET_TIME`], because a program may truncate a file before it writes the new content.
     pub(super) async fn next(&mut self) -> anyhow::Result<()> {
         let mut check = Instant::now() + CHECK_INTERVAL;
         loop {
@@ -109,12 +109,12 @@ impl FileWatch {
             }
         }
         let quiet = async {
-            while let Ok(is_relevant) = timeout(QUIET, self.is_relevant()).await {
+            while let Ok(is_relevant) = timeout(QUIET_TIME, self.is_relevant()).await {
                 is_relevant?;
             }
             Ok(())
         };
-        timeout(MOST, quiet).await.unwrap_or(Ok(()))
+        timeout(MAX_WAIT, quiet).await.unwrap_or(Ok(()))
     }
 
     /// Returns whether the path of the configuration directory leads to another directory than the
@@ -193,7 +193,7 @@ mod tests {
         // Other entries in an ancestor directory are ignored.
         fs::write(root.path().join("hosts"), "").expect("written");
         fs::create_dir(root.path().join("apt")).expect("made");
-        assert!(timeout(QUIET, changes.next()).await.is_err());
+        assert!(timeout(QUIET_TIME, changes.next()).await.is_err());
         fs::create_dir(root.path().join("nri")).expect("made");
         assert!(is_reported(&mut changes).await);
         fs::create_dir(&directory).expect("made");
@@ -233,12 +233,12 @@ mod tests {
         let restless = async {
             loop {
                 fs::write(&other, "").expect("written");
-                tokio::time::sleep(QUIET / 4).await;
+                tokio::time::sleep(QUIET_TIME / 4).await;
             }
         };
         tokio::select! {
             () = restless => {}
-            change = timeout(2 * MOST, changes.next()) => assert!(change.is_ok_and(|change| change.is_ok())),
+            change = timeout(2 * MAX_WAIT, changes.next()) => assert!(change.is_ok_and(|change| change.is_ok())),
         }
     }
 }

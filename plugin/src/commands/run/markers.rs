@@ -14,7 +14,7 @@ use crate::agent::configurator::Configurator;
 use crate::report::{self, Reports};
 use crate::state::brake;
 use crate::state::originals;
-use crate::state::settings::STAND_ASIDE;
+use crate::state::settings::RESTORE_MARKER;
 
 /// Applies the brake whenever the number of repairs, conflicts or kills exceeds its bound.
 pub(super) async fn keep_brake(configurator: &Configurator, reports: Arc<Reports>) {
@@ -35,15 +35,15 @@ pub(super) async fn watch_restored(host: &Path, configurator: &Configurator) -> 
         inotify.watches().add(&directory, WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVE);
     watched.with_context(|| format!("cannot watch {}", directory.display()))?;
     let mut changes = inotify.into_event_stream([0; 4096]).context("cannot read from inotify")?;
-    configurator.look_whether_to_stand_aside();
+    configurator.check_markers();
     loop {
         let change =
             changes.next().await.context("inotify ended")?.context("cannot read from inotify")?;
         // The plugin writes the directory's other files itself and often, so ignore their events.
         // An event without a name may report lost events.
-        let marks = [Path::new(STAND_ASIDE).file_name(), Some(OsStr::new(brake::FILE))];
+        let marks = [Path::new(RESTORE_MARKER).file_name(), Some(OsStr::new(brake::FILE))];
         if change.name.is_none_or(|name| marks.contains(&Some(name.as_os_str()))) {
-            configurator.look_whether_to_stand_aside();
+            configurator.check_markers();
         }
     }
 }

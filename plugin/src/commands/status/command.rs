@@ -19,7 +19,7 @@ use crate::commands::status::selection::Selection;
 use crate::report::serve;
 
 /// Interval between two requests of `--watch`.
-const EVERY: Duration = Duration::from_secs(1);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Show the state of the node's containers.
 #[derive(Args)]
@@ -123,7 +123,7 @@ impl StatusCommand {
                 // The reader of the output is gone.
                 return Ok(ExitCode::SUCCESS);
             }
-            std::thread::sleep(EVERY);
+            std::thread::sleep(REFRESH_INTERVAL);
         }
     }
 

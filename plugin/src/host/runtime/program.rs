@@ -13,7 +13,7 @@ use crate::host::units::start_command;
 use crate::host::version::Version;
 
 /// Time limit for a runtime's program to print its version.
-const PATIENCE: Duration = Duration::from_secs(2);
+const RUN_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl RuntimeKind {
     /// Returns the possible paths of the runtime's program. The path in systemd's `ExecStart` comes
@@ -44,7 +44,7 @@ pub(super) fn said_version(program: &str) -> Option<Version> {
     let succeeded = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status.success(),
-            Ok(None) if began.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(10)),
+            Ok(None) if began.elapsed() < RUN_TIMEOUT => thread::sleep(Duration::from_millis(10)),
             _ => {
                 let _ = child.kill();
                 let _ = child.wait();

@@ -24,7 +24,7 @@ use crate::report::events::history::{History, RateExceeded, Write};
 pub const STALE: Duration = Duration::from_secs(300);
 
 /// Maximum time for one attempt to reach the API server.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Shortest and longest delay between two attempts to reach the API server.
 const BACKOFF: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
@@ -101,7 +101,7 @@ impl Publisher {
     ) -> bool {
         // A closed queue means that the credentials have changed or are gone, so stop retrying.
         while draft.since.elapsed() < STALE && !queue.is_closed() {
-            let failure = match timeout(PATIENCE, self.attempt(draft, &write)).await {
+            let failure = match timeout(REQUEST_TIMEOUT, self.attempt(draft, &write)).await {
                 Ok(Ok(())) => {
                     if std::mem::take(&mut self.is_lost) {
                         info!("Kubernetes Events reach the API server again");
@@ -112,7 +112,7 @@ impl Publisher {
                 }
                 Ok(Err(failure)) => failure,
                 Err(_) => Failure::Later(format!(
-                    "the API server or the token program did not answer within {PATIENCE:?}"
+                    "the API server or the token program did not answer within {REQUEST_TIMEOUT:?}"
                 )),
             };
             let failure = match failure {

@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::MakeWriter;
 const WAITING: usize = 4096;
 
 /// Maximum time that the program waits for its messages to be written before it ends.
-const PATIENCE: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum time that the program waits for standard error to take its last message.
 const STDERR_PATIENCE: Duration = Duration::from_millis(100);
@@ -120,11 +120,11 @@ pub(super) fn queue(write: impl FnOnce() + Send + 'static) {
     queue.add(Box::new(write));
 }
 
-/// Waits until the queued messages are written, for at most [`PATIENCE`]. Then says on standard
-/// error if they are not.
+/// Waits until the queued messages are written, for at most [`FLUSH_TIMEOUT`]. Reports lost
+/// messages on standard error.
 pub(crate) fn flush() {
     if let Some(queue) = QUEUE.get()
-        && let Some(loss) = flush_or_describe(queue, PATIENCE)
+        && let Some(loss) = flush_or_describe(queue, FLUSH_TIMEOUT)
     {
         write_to_stderr(loss);
     }

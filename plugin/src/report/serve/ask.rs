@@ -17,7 +17,7 @@ use crate::report::serve::socket::socket;
 use crate::report::status::{Status, VERSION};
 
 /// Maximum time to wait for the plugin's answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Error when the plugin's status could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +42,7 @@ enum RequestError {
     Form(#[from] serde_json::Error),
     #[error("the plugin has version {0}, whose status this version cannot read; use that version")]
     Version(String),
-    #[error("the plugin did not answer within {PATIENCE:?}")]
+    #[error("the plugin did not answer within {REQUEST_TIMEOUT:?}")]
     Late,
 }
 
@@ -73,6 +73,6 @@ pub async fn ask(host: &Path) -> Result<Status, StatusRequestError> {
         }
         Ok(status)
     };
-    let result = timeout(PATIENCE, asked).await.unwrap_or(Err(RequestError::Late));
+    let result = timeout(REQUEST_TIMEOUT, asked).await.unwrap_or(Err(RequestError::Late));
     result.map_err(|source| StatusRequestError { socket: socket.clone(), source })
 }

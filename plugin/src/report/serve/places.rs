@@ -11,7 +11,7 @@ use tokio::time::sleep;
 const AT_A_TIME: usize = 8;
 
 /// Maximum duration of a connection.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum duration of a connection while another client waits.
 const SHARE: Duration = Duration::from_secs(1);
@@ -43,8 +43,8 @@ impl Places {
         place
     }
 
-    /// Waits until the client must leave: after [`PATIENCE`], or after [`SHARE`] if another client
-    /// waits.
+    /// Waits until the client must leave. This is after [`CONNECTION_TIMEOUT`], or after [`SHARE`]
+    /// if another client waits.
     pub(super) async fn must_leave(&self) {
         let asked_to_go = async {
             sleep(SHARE).await;
@@ -52,7 +52,7 @@ impl Places {
         };
         tokio::select! {
             () = asked_to_go => {}
-            () = sleep(PATIENCE) => {}
+            () = sleep(CONNECTION_TIMEOUT) => {}
         }
     }
 }

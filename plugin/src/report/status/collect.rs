@@ -14,7 +14,7 @@ use crate::report::status::parallel::in_parallel;
 use crate::report::status::reading;
 use crate::report::status::state::LimitChange;
 use crate::report::status::tree::CgroupTree;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::levels::LevelKind;
 use crate::state::settings::Settings;
 use crate::state::shared::SharedState;
@@ -35,10 +35,10 @@ impl Status {
             .collect();
         let levels = levels(state, &settings, &known, &plans);
         let tree = CgroupTree::read(root, &levels, &known, &read);
-        let rows = known.iter().zip(&read).zip(plans).map(|((container, read), decided)| {
+        let rows = known.iter().zip(&read).zip(plans).map(|((container, read), desired_state)| {
             let known = KnownContainer {
                 container,
-                decided,
+                desired_state,
                 read: read.as_ref(),
                 effective: container.cgroup.as_ref().and_then(|cgroup| tree.effective(cgroup)),
                 reports: reports.of_container(&container.uid, &container.name),
@@ -73,7 +73,7 @@ fn levels(
     state: &SharedState,
     settings: &Settings,
     known: &[Arc<Container>],
-    plans: &[Decided],
+    plans: &[DesiredState],
 ) -> Vec<(Level, LevelKind)> {
     if !settings.observes() {
         return state.levels.levels();

@@ -9,13 +9,13 @@ use crate::report::recent::Report;
 use crate::report::status::format::{ContainerStatus, Reasons, RequestStatus, Values};
 use crate::report::status::reading::ContainerReading;
 use crate::report::status::state::{LimitChange, StateInputs};
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::settings::Settings;
 
 /// Facts about one container, from which its status follows.
 pub(super) struct KnownContainer<'k> {
     pub(super) container: &'k Container,
-    pub(super) decided: Decided,
+    pub(super) desired_state: DesiredState,
     pub(super) read: Result<&'k ContainerReading, &'k String>,
     /// Part of the usage that is effectively protected by the kernel's rule.
     pub(super) effective: Option<Protection>,
@@ -27,7 +27,7 @@ pub(super) struct KnownContainer<'k> {
 impl KnownContainer<'_> {
     /// Returns the status of the container.
     pub(super) fn status(self, settings: &Settings) -> ContainerStatus {
-        let Self { container, decided, read, effective, .. } = &self;
+        let Self { container, desired_state, read, effective, .. } = &self;
         let (problem, read) = (read.err().cloned(), read.ok());
         let facts = self.facts(settings);
         let (namespace, pod) = namespace_and_name(&container.pod);
@@ -39,8 +39,8 @@ impl KnownContainer<'_> {
             id: container.id.clone(),
             cgroup: container.cgroup.clone(),
             state: facts.state(),
-            class: decided.class,
-            request: decided.request.map(|request| RequestStatus {
+            class: desired_state.class,
+            request: desired_state.request.map(|request| RequestStatus {
                 bytes: request.bytes,
                 at_most: request.at_most,
                 provenance: request.provenance.to_string(),
@@ -53,9 +53,9 @@ impl KnownContainer<'_> {
             would_throttle: facts.would_throttle(),
             desired: facts.desired,
             reasons: Reasons {
-                min: decided.desired.min.reason.to_string(),
-                low: decided.desired.low.reason.to_string(),
-                high: decided.desired.high.reason.to_string(),
+                min: desired_state.desired.min.reason.to_string(),
+                low: desired_state.desired.low.reason.to_string(),
+                high: desired_state.desired.high.reason.to_string(),
             },
             observed: read.map(|read| read.values),
             problem,
@@ -87,7 +87,7 @@ impl KnownContainer<'_> {
                 let high = read.values.high?;
                 Some(ThrottleState {
                     usage: read.usage,
-                    line: high.bytes()?,
+                    policy_high: high.bytes()?,
                     high,
                     max: Bytes::MAX,
                     stalled,
@@ -105,7 +105,7 @@ impl KnownContainer<'_> {
     /// Returns the values that the files should have.
     fn desired(&self, settings: &Settings) -> Values {
         let page = settings.node.page_size;
-        let value = |knob| self.decided.value(knob).map(|value: Limit| value.floor_to(page));
+        let value = |knob| self.desired_state.value(knob).map(|value: Limit| value.floor_to(page));
         Values {
             min: value(Knob::Min),
             low: value(Knob::Low),
@@ -116,7 +116,7 @@ impl KnownContainer<'_> {
 
     /// Returns the upper bound of the request.
     fn at_most(&self) -> Option<Bytes> {
-        self.decided.request.map(|request| request.at_most)
+        self.desired_state.request.map(|request| request.at_most)
     }
 
     /// Returns the part of the working set above the request.

@@ -32,8 +32,8 @@ impl NodeStatus {
             Ok(None) => Err("there is no kubepods cgroup".to_owned()),
             Err(error) => Err(error.to_string()),
         };
-        let line = settings.guard_line();
-        let planned_guard = settings.planned_guard_line().filter(|_| settings.observes());
+        let line = settings.guard_limit();
+        let planned_guard = settings.planned_guard_limit().filter(|_| settings.observes());
         let guard_problem = if line.or(planned_guard).is_none() {
             None
         } else if let Err(why) = &pods_max {
@@ -63,7 +63,7 @@ impl NodeStatus {
             }),
             pods_max: pods_max.ok(),
             synchronized: *synchronized.borrow(),
-            stands_aside: settings.stand_aside,
+            stands_aside: settings.is_restored,
             requests: sum(&|row| row.request.as_ref().map(|request| request.bytes)),
             limits: sum(&|row| row.desired.max.and_then(Limit::bytes)),
             unlimited: rows.iter().filter(|row| row.desired.max == Some(Limit::Max)).count(),

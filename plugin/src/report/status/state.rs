@@ -177,7 +177,7 @@ mod tests {
         };
         let throttled = Some(ThrottleState {
             usage: Bytes::new(200 << 20),
-            line: Bytes::new(200 << 20),
+            policy_high: Bytes::new(200 << 20),
             high: mib(200),
             max: Bytes::MAX,
             stalled: 80.0,

@@ -15,14 +15,14 @@ use crate::state::originals::{Target, Values};
 
 /// A change of one file.
 #[derive(Clone, Debug)]
-pub(super) struct Change {
+pub(super) struct FileChange {
     pub(super) cgroup: CgroupPath,
     pub(super) knob: Knob,
     pub(super) from: Limit,
     pub(super) to: Limit,
 }
 
-impl Change {
+impl FileChange {
     pub(super) fn raises(&self) -> bool {
         self.to > self.from
     }
@@ -80,7 +80,7 @@ impl Levels {
     }
 
     /// Stops managing a cgroup that has no desired value and holds its original values.
-    pub(super) fn let_go(&self, state: &mut State, cgroup: &CgroupPath) {
+    pub(super) fn unmanage(&self, state: &mut State, cgroup: &CgroupPath) {
         let Some(in_force) = state.in_force.get(cgroup).copied() else { return };
         if self.wanted(state, cgroup) != [Bytes::ZERO; 2] {
             return;
@@ -111,18 +111,18 @@ impl Levels {
         state: &State,
         cgroup: &CgroupPath,
         observed: &InForce,
-    ) -> Vec<Change> {
+    ) -> Vec<FileChange> {
         let targets = KNOBS.into_iter().zip(self.targets(state, cgroup, observed));
-        let changes = targets.map(|(knob, to)| Change {
+        let changes = targets.map(|(knob, to)| FileChange {
             cgroup: cgroup.clone(),
             knob,
             from: observed.get(knob),
             to,
         });
-        let is_left = |change: &Change| {
+        let is_left = |change: &FileChange| {
             state.is_left(&(cgroup.clone(), change.knob), observed.inode, change.to)
         };
-        let is_due = |change: &Change| {
+        let is_due = |change: &FileChange| {
             change.from != change.to && (change.raises() || !state.hold) && !is_left(change)
         };
         changes.filter(is_due).collect()
@@ -151,15 +151,15 @@ impl Levels {
 
     /// Writes `changes` in an order in which no child loses protection. The caller passes parents
     /// first.
-    pub(super) fn write(&self, state: &mut State, changes: Vec<Change>) {
+    pub(super) fn write(&self, state: &mut State, changes: Vec<FileChange>) {
         let (raising, mut lowering): (Vec<_>, Vec<_>) =
-            changes.into_iter().partition(Change::raises);
+            changes.into_iter().partition(FileChange::raises);
         lowering.reverse();
         for change in raising.into_iter().chain(lowering) {
-            let Change { cgroup, knob, from, to } = &change;
+            let FileChange { cgroup, knob, from, to } = &change;
             match self.write_one(state, &change) {
                 Ok(()) => {
-                    self.let_go(state, cgroup);
+                    self.unmanage(state, cgroup);
                     state.failing.remove(&(cgroup.clone(), Some(*knob)));
                     let knob = knob.file_name();
                     debug!(%cgroup, knob, desired = %to, observed = %from, "written");
@@ -172,7 +172,7 @@ impl Levels {
         }
     }
 
-    fn write_one(&self, state: &mut State, change: &Change) -> Result<(), CgroupError> {
+    fn write_one(&self, state: &mut State, change: &FileChange) -> Result<(), CgroupError> {
         let cgroup = self.root.cgroup(&change.cgroup)?;
         let inode = cgroup.inode()?;
         let in_force = match state.in_force.get(&change.cgroup) {
@@ -188,7 +188,7 @@ impl Levels {
         let mut in_force = in_force;
         in_force.set(change.knob, change.to);
         state.in_force.insert(change.cgroup.clone(), in_force);
-        self.tell_systemd(state, &change.cgroup, &in_force, None);
+        self.queue_for_systemd(state, &change.cgroup, &in_force, None);
         Ok(())
     }
 
@@ -198,7 +198,7 @@ impl Levels {
         &self,
         state: &mut State,
         cgroup: &CgroupPath,
-        change: Option<&Change>,
+        change: Option<&FileChange>,
         error: &CgroupError,
     ) {
         if let CgroupError::Gone(_) = error {

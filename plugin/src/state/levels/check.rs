@@ -10,7 +10,7 @@ use plimsoll_core::units::{Knob, Limit};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::apply::Change;
+use super::apply::FileChange;
 use super::{InForce, KNOBS, Levels, State};
 use crate::cgroup::CgroupError;
 use crate::lock;
@@ -96,7 +96,7 @@ impl Levels {
             }
         }
         self.write(state, changes);
-        for Change { cgroup, knob, from, to } in repairs {
+        for FileChange { cgroup, knob, from, to } in repairs {
             if state.in_force.get(&cgroup).is_some_and(|in_force| in_force.get(knob) == to) {
                 let incident = Incident::Repaired { knob, desired: to, observed: from };
                 incidents.push(Occurrence::new(&cgroup, incident));
@@ -110,31 +110,31 @@ impl Levels {
 /// last access. `inode` is the current inode of the cgroup.
 fn decide(
     state: &mut State,
-    change: &Change,
+    change: &FileChange,
     believed: Option<InForce>,
     inode: u64,
     is_touched: bool,
 ) -> FileDecision {
-    let Change { cgroup, knob, from, to } = change;
+    let FileChange { cgroup, knob, from, to } = change;
     let key = (cgroup.clone(), *knob);
     if state.failing.contains_key(&(cgroup.clone(), Some(*knob))) {
         // inotify also reports the plugin's own failed write. A report of the plugin's own write
         // must not cause another retry.
         return if is_touched { FileDecision::Leave } else { FileDecision::Write };
     }
-    let is_late = |told: &Protection| {
-        let told = if *knob == Knob::Low { told.low } else { told.min };
-        *from == Limit::Bytes(told)
+    let is_from_systemd = |sent: &Protection| {
+        let sent = if *knob == Knob::Low { sent.low } else { sent.min };
+        *from == Limit::Bytes(sent)
     };
-    if state.told.get(cgroup).is_some_and(|told| told.iter().any(is_late)) {
+    if state.sent_to_systemd.get(cgroup).is_some_and(|sent| sent.iter().any(is_from_systemd)) {
         debug!(%cgroup, knob = knob.file_name(), "systemd was late with an earlier value");
         return FileDecision::Write;
     }
     let is_foreign =
         believed.is_some_and(|before| before.inode == inode && before.get(*knob) == *to);
     if state.leaves_changes && is_foreign {
-        debug!(%cgroup, knob = knob.file_name(), observed = %from, "left as another program set \
-            it");
+        debug!(%cgroup, knob = knob.file_name(), observed = %from, "repair is false, so the \
+            plugin leaves the changed value");
         state.left.insert(key, (inode, *to));
         return FileDecision::Leave;
     }
@@ -148,8 +148,8 @@ fn decide(
 
 /// Returns the incident about a file that another program keeps changing, so that the plugin leaves
 /// the file.
-fn contended(state: &State, change: &Change) -> Occurrence {
-    let &Change { ref cgroup, knob, from: observed, to: desired } = change;
+fn contended(state: &State, change: &FileChange) -> Occurrence {
+    let &FileChange { ref cgroup, knob, from: observed, to: desired } = change;
     let repairs = state.contention.repairs(&(cgroup.clone(), knob));
     Occurrence::new(cgroup, Incident::Contended { knob, desired, observed, repairs })
 }

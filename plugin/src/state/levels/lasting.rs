@@ -12,18 +12,18 @@ use crate::lock;
 
 /// Maximum number of unconfirmed values per cgroup that the plugin remembers. systemd may still
 /// write an unconfirmed value to the files.
-const LATE: usize = 4;
+const MAX_UNCONFIRMED: usize = 4;
 
 /// Values that systemd should store for one cgroup.
 #[derive(Clone, Copy, Debug)]
-pub struct Last {
+pub struct PersistentValues {
     /// Protection of the cgroup.
     pub protection: Protection,
     /// Raised limits. With `Some`, systemd should also store the limits that the files hold.
     pub raise: Option<Raise>,
 }
 
-impl Last {
+impl PersistentValues {
     /// Returns the values that replace `older`: this protection, and the raise of `older` if this
     /// value has none. systemd has not got that raise yet.
     #[must_use]
@@ -35,24 +35,28 @@ impl Last {
 impl Levels {
     /// Returns the newest value to send to systemd for a cgroup. Remembers that systemd may write
     /// this value to the files.
-    pub fn begin_call(&self, cgroup: &CgroupPath, last: Last) -> Last {
+    pub fn begin_call(&self, cgroup: &CgroupPath, values: PersistentValues) -> PersistentValues {
         let newer = lock(&self.lasting).remove(cgroup);
-        let last = newer.map_or(last, |newer| newer.replacing(Some(last)));
-        lock(&self.state).told.entry(cgroup.clone()).or_default().push(last.protection);
-        last
+        let values = newer.map_or(values, |newer| newer.replacing(Some(values)));
+        lock(&self.state)
+            .sent_to_systemd
+            .entry(cgroup.clone())
+            .or_default()
+            .push(values.protection);
+        values
     }
 
     /// Handles systemd's answer for a cgroup.
     pub fn end_call(
         &self,
         cgroup: &CgroupPath,
-        last: Last,
+        values: PersistentValues,
         result: &Result<Persistence, SystemdError>,
     ) {
         let mut state = lock(&self.state);
         match result {
             Ok(set @ (Persistence::Set | Persistence::Unchanged)) => {
-                state.told.insert(cgroup.clone(), vec![last.protection]);
+                state.sent_to_systemd.insert(cgroup.clone(), vec![values.protection]);
                 if *set == Persistence::Set {
                     // systemd has written this value to the files, but the desired value may be
                     // newer.
@@ -61,36 +65,36 @@ impl Levels {
                 }
                 // systemd may have written older limits before it received these limits, so raise
                 // the limits again. The plugin has already reported the first raise.
-                if let Some(raise) = last.raise {
+                if let Some(raise) = values.raise {
                     let _ = self.raise(&mut state, cgroup, raise);
                 }
             }
             // systemd may still write these values later.
             Err(SystemdError::Timeout { .. } | SystemdError::Lost { .. }) => {
-                if let Some(told) = state.told.get_mut(cgroup) {
-                    let surplus = told.len().saturating_sub(LATE);
-                    told.drain(..surplus);
+                if let Some(sent) = state.sent_to_systemd.get_mut(cgroup) {
+                    let surplus = sent.len().saturating_sub(MAX_UNCONFIRMED);
+                    sent.drain(..surplus);
                 }
             }
             // systemd did not accept this value. systemd may still write earlier values that it did
             // not confirm.
             Err(_) => {
-                if let Some(told) = state.told.get_mut(cgroup) {
-                    if let Some(at) = told.iter().rposition(|told| *told == last.protection) {
-                        told.remove(at);
+                if let Some(sent) = state.sent_to_systemd.get_mut(cgroup) {
+                    if let Some(at) = sent.iter().rposition(|one| *one == values.protection) {
+                        sent.remove(at);
                     }
-                    if told.is_empty() {
-                        state.told.remove(cgroup);
+                    if sent.is_empty() {
+                        state.sent_to_systemd.remove(cgroup);
                     }
                 }
             }
             // Values in the files do not come from systemd.
-            Ok(Persistence::NoUnit) => _ = state.told.remove(cgroup),
+            Ok(Persistence::NoUnit) => _ = state.sent_to_systemd.remove(cgroup),
         }
     }
 
     /// Waits for values to send to systemd.
-    pub async fn next_lasting(&self) -> BTreeMap<CgroupPath, Last> {
+    pub async fn next_lasting(&self) -> BTreeMap<CgroupPath, PersistentValues> {
         loop {
             let changed = self.lasting_changed.notified();
             let lasting = std::mem::take(&mut *lock(&self.lasting));
@@ -103,7 +107,7 @@ impl Levels {
 
     /// Queues the desired values of a cgroup for systemd, if a systemd unit may own the cgroup.
     /// Ignores the values in the files, because the plugin may be about to repair them.
-    pub(super) fn tell_systemd(
+    pub(super) fn queue_for_systemd(
         &self,
         state: &State,
         cgroup: &CgroupPath,
@@ -119,8 +123,8 @@ impl Levels {
         }
         let protection = Protection::of_files(min, low);
         let mut lasting = lock(&self.lasting);
-        let last = Last { protection, raise }.replacing(lasting.get(cgroup).copied());
-        lasting.insert(cgroup.clone(), last);
+        let values = PersistentValues { protection, raise }.replacing(lasting.get(cgroup).copied());
+        lasting.insert(cgroup.clone(), values);
         self.lasting_changed.notify_one();
     }
 }
@@ -131,8 +135,11 @@ mod tests {
 
     use super::*;
 
-    fn last(min: u64, raise: Option<Raise>) -> Last {
-        Last { protection: Protection { min: Bytes::new(min), low: Bytes::ZERO }, raise }
+    fn values(min: u64, raise: Option<Raise>) -> PersistentValues {
+        PersistentValues {
+            protection: Protection { min: Bytes::new(min), low: Bytes::ZERO },
+            raise,
+        }
     }
 
     #[test]
@@ -140,12 +147,12 @@ mod tests {
         let raise = |memory| Some(Raise { memory: Some(Bytes::new(memory)), ..Raise::NONE });
         for (newer, older, expected) in [
             (None, None, None),
-            (None, Some(last(1, None)), None),
-            (None, Some(last(1, raise(3))), raise(3)),
-            (raise(4), Some(last(1, raise(3))), raise(4)),
+            (None, Some(values(1, None)), None),
+            (None, Some(values(1, raise(3))), raise(3)),
+            (raise(4), Some(values(1, raise(3))), raise(4)),
             (raise(4), None, raise(4)),
         ] {
-            let merged = last(2, newer).replacing(older);
+            let merged = values(2, newer).replacing(older);
             assert_eq!(merged.protection.min, Bytes::new(2), "{older:?}");
             assert_eq!(merged.raise, expected, "{older:?}");
         }

@@ -33,7 +33,7 @@ use tracing::warn;
 
 pub use self::check::{CheckNext, Checked};
 pub use self::kind::LevelKind;
-pub use self::lasting::Last;
+pub use self::lasting::PersistentValues;
 pub use self::pod_limits::LimitRaise;
 use self::sandbox::Origins;
 pub use self::sandbox::Sandbox;
@@ -58,7 +58,7 @@ pub struct Levels {
     brake: Arc<Tally>,
     state: Mutex<State>,
     /// Values to send to systemd, by cgroup. A newer value replaces an older one.
-    lasting: Mutex<BTreeMap<CgroupPath, Last>>,
+    lasting: Mutex<BTreeMap<CgroupPath, PersistentValues>>,
     lasting_changed: Notify,
     /// Signal: the shares of pods have changed, or a file needs a quick retry.
     shares_changed: Notify,
@@ -94,7 +94,7 @@ struct State {
     synchronized: u64,
     /// Values that the plugin has sent to systemd: the last confirmed value and the unconfirmed
     /// values. systemd may write these values to the files later, when another value is desired.
-    told: HashMap<CgroupPath, Vec<Protection>>,
+    sent_to_systemd: HashMap<CgroupPath, Vec<Protection>>,
     /// Origins of the pods' limits, by sandbox ID.
     origins: HashMap<String, Origins>,
     /// Number of failures to write a file, or to read a cgroup (`None`). The plugin logs only the
@@ -119,7 +119,7 @@ enum Raising {
 
 impl Raising {
     fn of(settings: &Settings) -> Self {
-        match settings.config.raise_pod_limits && !settings.stand_aside {
+        match settings.config.raise_pod_limits && !settings.is_restored {
             false => Self::Off,
             true if settings.enforces() => Self::Done,
             true => Self::Planned,

@@ -229,7 +229,12 @@ impl Levels {
         if state.leaves_changes {
             let inode = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()).unwrap_or_default();
             if is_lowered {
-                debug!(cgroup = %pod, knob = file.1, desired, "left as another program set it");
+                debug!(
+                    cgroup = %pod,
+                    knob = file.1,
+                    desired,
+                    "repair is false, so the plugin leaves the changed value"
+                );
                 state.left_limits.insert(file.clone(), (inode, desired));
             }
             let is_left = state.left_limits.get(&file) == Some(&(inode, desired));
@@ -317,7 +322,7 @@ impl Levels {
                 let remembered = lock(&self.originals).remember_raised(limit);
                 self.complain(state, remembered);
             }
-            self.tell_systemd(state, pod, &in_force, Some(raise));
+            self.queue_for_systemd(state, pod, &in_force, Some(raise));
         }
         (raised, result)
     }
@@ -373,7 +378,7 @@ impl Levels {
     pub fn make_limits_last(&self, cgroup: &CgroupPath) {
         let state = lock(&self.state);
         if let Ok(in_force) = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open)) {
-            self.tell_systemd(&state, cgroup, &in_force, Some(Raise::NONE));
+            self.queue_for_systemd(&state, cgroup, &in_force, Some(Raise::NONE));
         }
     }
 }

@@ -104,10 +104,11 @@ impl Levels {
         let now = Instant::now().into_std();
         state.contention.forget_quiet(now);
         state.limits.forget_quiet(now);
-        let State { tree, in_force, failing, reserved, told, left, left_limits, .. } = state;
+        let State { tree, in_force, failing, reserved, sent_to_systemd, left, left_limits, .. } =
+            state;
         let is_ours = |cgroup: &CgroupPath| is_ours(tree, reserved, cgroup);
         in_force.retain(|cgroup, _| is_ours(cgroup));
-        told.retain(|cgroup, _| is_ours(cgroup));
+        sent_to_systemd.retain(|cgroup, _| is_ours(cgroup));
         left.retain(|(cgroup, _), _| is_ours(cgroup));
         left_limits.retain(|(cgroup, _), _| is_ours(cgroup));
         failing.retain(|(cgroup, _), _| is_ours(cgroup));

@@ -59,7 +59,7 @@ impl Arranged {
     }
 
     /// Returns the values of MemoryMin that systemd has received, oldest first.
-    fn told(&self) -> Vec<u64> {
+    fn sent(&self) -> Vec<u64> {
         let settings = |call: &(_, _, Vec<(String, u64)>)| {
             call.2.iter().find(|(name, _)| name == "MemoryMin").map(|(_, value)| *value)
         };
@@ -77,7 +77,7 @@ impl Arranged {
             looked.is_ok(),
             "{what}: memory.min is {}, systemd received {:?}",
             self.min(),
-            self.told()
+            self.sent()
         );
     }
 }
@@ -124,8 +124,8 @@ async fn systemd_is_never_told_what_somebody_else_wrote() {
     assert!(matches!(arranged.check(), CheckNext::Again(_)));
     tokio::time::resume();
     arranged.make_last();
-    arranged.until("told", || !arranged.told().is_empty()).await;
-    assert_eq!(arranged.told(), [8192]);
+    arranged.until("sent", || !arranged.sent().is_empty()).await;
+    assert_eq!(arranged.sent(), [8192]);
 }
 
 #[tokio::test]
@@ -134,7 +134,7 @@ async fn a_foreign_write_counts_while_systemd_is_told() {
     arranged.host.fake().mood = Mood::Late;
     arranged.make_last();
     arranged.claim(8192);
-    arranged.until("told", || !arranged.told().is_empty()).await;
+    arranged.until("sent", || !arranged.sent().is_empty()).await;
     tokio::time::pause();
     for repairs in 1..=2 {
         arranged.write(0);
@@ -157,7 +157,7 @@ async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_e
     let values = [8192, 4096, 16384, 12288];
     arranged.claim(values[0]);
     for (index, newer) in values.into_iter().enumerate().skip(1) {
-        arranged.until("told", || arranged.told().len() == index).await;
+        arranged.until("sent", || arranged.sent().len() == index).await;
         arranged.claim(newer);
         assert_eq!(arranged.min(), bytes(newer));
         writes.add_permits(1);
@@ -167,11 +167,11 @@ async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_e
             arranged.until("late", || arranged.min() != bytes(newer)).await;
             assert_eq!(arranged.check(), CheckNext::Settled);
         }
-        arranged.until("newer", || arranged.told().last() == Some(&newer)).await;
+        arranged.until("newer", || arranged.sent().last() == Some(&newer)).await;
         assert_eq!(arranged.min(), bytes(newer));
     }
     writes.add_permits(1);
-    arranged.until("told all", || writes.available_permits() == 0).await;
-    assert_eq!(arranged.told(), values);
+    arranged.until("sent all", || writes.available_permits() == 0).await;
+    assert_eq!(arranged.sent(), values);
     assert_eq!(lock(&arranged.levels.state).contention.repairs(&(path(POD), Knob::Min)), 0);
 }

@@ -100,7 +100,7 @@ impl UpdatePhase {
         true
     }
 
-    /// The plugin's own limit decrease is not prepared: the usage is too high.
+    /// The plugin cancels its own limit decrease, because the usage is too high.
     pub fn cancel_decrease(&mut self) {
         if self.request == Request::Prepared {
             self.request = Request::None;
@@ -108,8 +108,8 @@ impl UpdatePhase {
         }
     }
 
-    /// The plugin is about to request a limit, which it chose when the container's limit had this
-    /// origin. `is_prepared` says that the limit is a prepared decrease.
+    /// The plugin is about to request a limit. The plugin chose the limit when the container's
+    /// limit had this origin. `is_prepared` says that the limit is a prepared decrease.
     pub fn begin_limit_request(
         &mut self,
         origin: LimitOrigin,
@@ -139,7 +139,7 @@ impl UpdatePhase {
     pub fn begin_values_request(&mut self) -> bool {
         let has_limit = self.is_limit_unstored;
         self.request = Request::Values { has_limit };
-        // An earlier direct write that still waits must not follow the runtime's write.
+        // A direct write that still waits must not run after the runtime's write.
         self.outdate();
         has_limit
     }
@@ -226,8 +226,8 @@ impl UpdatePhase {
         self.is_unmanaged = true;
     }
 
-    /// The runtime did not get the original values. Or it got them, and the container is forgotten.
-    /// Returns whether the runtime was about to get them.
+    /// The runtime did not get the original values, or the runtime got them and the plugin forgets
+    /// the container. Returns whether the plugin had begun to send them.
     pub fn end_unmanaging(&mut self) -> bool {
         std::mem::take(&mut self.is_unmanaged)
     }

@@ -11,13 +11,13 @@ use super::{
     stored_values,
 };
 
-/// Event of the model. An event that makes no sense at its time has no effect.
+/// Event of the model. An event that is impossible at its time has no effect.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Event {
     /// The user requests another limit, or another CPU limit alone.
     UserUpdates { limit: Option<u64> },
     /// The plugin replies to the announced update.
-    HandlerEnds(Verdict),
+    HandlerEnds(HandlerEnd),
     /// The runtime applies the announced update.
     RuntimeApplies(Applies),
     /// The runtime reports that it has applied an update.
@@ -56,7 +56,7 @@ pub(super) enum Event {
 
 /// End of the answer to an announced update.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Verdict {
+pub(super) enum HandlerEnd {
     Accepts,
     /// The plugin refuses a limit decrease.
     Refuses,
@@ -85,10 +85,10 @@ impl Arbitrary for Event {
             4 => limit().prop_map(|limit| Self::UserUpdates { limit: Some(limit) }),
             1 => Just(Self::UserUpdates { limit: None }),
             5 => prop_oneof![
-                4 => Just(Verdict::Accepts),
-                2 => Just(Verdict::Refuses),
-                2 => Just(Verdict::Defers),
-                1 => Just(Verdict::IsDropped),
+                4 => Just(HandlerEnd::Accepts),
+                2 => Just(HandlerEnd::Refuses),
+                2 => Just(HandlerEnd::Defers),
+                1 => Just(HandlerEnd::IsDropped),
             ]
             .prop_map(Self::HandlerEnds),
             5 => prop_oneof![
@@ -144,14 +144,14 @@ struct RuntimeUpdate {
 #[derive(Clone, Copy, Debug)]
 struct OwnRequest {
     decided: UpdatePhase,
-    kind: Kind,
+    kind: RequestKind,
     limit: Option<u64>,
     high: Option<Limit>,
     state: Progress,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+enum RequestKind {
     Limit,
     Values,
 }
@@ -171,7 +171,7 @@ struct LimitWork {
     is_prepared: bool,
 }
 
-/// The world around one container.
+/// State of the plugin, the runtime, the kernel and systemd for one container.
 #[derive(Debug)]
 pub(super) struct World {
     /// Whether the policy has a value for `memory.high`.
@@ -253,7 +253,7 @@ impl World {
     pub(super) fn happens(&mut self, event: Event) {
         match event {
             Event::UserUpdates { limit } => self.announce(limit),
-            Event::HandlerEnds(verdict) => self.end_handler(verdict),
+            Event::HandlerEnds(end) => self.end_handler(end),
             Event::RuntimeApplies(applies) => self.apply(applies),
             Event::RuntimeReports => {
                 if std::mem::take(&mut self.is_report_due) {
@@ -333,14 +333,14 @@ impl World {
         }
     }
 
-    fn end_handler(&mut self, verdict: Verdict) {
+    fn end_handler(&mut self, end: HandlerEnd) {
         let Some(Handler { id, limit, is_decrease }) = self.handler.take() else { return };
-        match verdict {
-            Verdict::Refuses if is_decrease => {
+        match end {
+            HandlerEnd::Refuses if is_decrease => {
                 self.put_high_back();
                 self.phase.refuse(id);
             }
-            Verdict::Defers if is_decrease => {
+            HandlerEnd::Defers if is_decrease => {
                 self.put_high_back();
                 self.deferred = limit;
                 self.limit = self.kernel.max;
@@ -348,8 +348,8 @@ impl World {
                 let high = self.desired_high(self.limit);
                 self.announced = Some(RuntimeUpdate { limit: Some(self.limit), high });
             }
-            Verdict::IsDropped => self.announced = Some(RuntimeUpdate { limit, high: None }),
-            Verdict::Accepts | Verdict::Refuses | Verdict::Defers => {
+            HandlerEnd::IsDropped => self.announced = Some(RuntimeUpdate { limit, high: None }),
+            HandlerEnd::Accepts | HandlerEnd::Refuses | HandlerEnd::Defers => {
                 if let Some(limit) = limit {
                     self.deferred = None;
                     self.limit = limit;
@@ -424,7 +424,7 @@ impl World {
                 self.limit_work.remove(0);
                 self.own = Some(OwnRequest {
                     decided: self.phase,
-                    kind: Kind::Limit,
+                    kind: RequestKind::Limit,
                     limit: Some(work.limit),
                     high: None,
                     state: Progress::Waits,
@@ -435,7 +435,7 @@ impl World {
 
     fn send(&mut self, is_busy: bool) {
         let Some(own) = self.own.filter(|own| own.state == Progress::Waits) else { return };
-        let is_current = if own.kind == Kind::Limit {
+        let is_current = if own.kind == RequestKind::Limit {
             self.phase.limit_origin() == own.decided.limit_origin()
         } else {
             self.phase.is_current(&own.decided)
@@ -446,7 +446,7 @@ impl World {
         }
         self.own = None;
         self.phase.answered(false);
-        if is_current && own.kind == Kind::Values {
+        if is_current && own.kind == RequestKind::Values {
             self.phase.write_files_only();
             self.write_file(own.decided, own.high);
         }
@@ -517,11 +517,11 @@ impl World {
     fn request_values(&mut self, high: Option<Limit>) {
         let limit = self.phase.begin_values_request().then_some(self.kernel.max);
         let (decided, state) = (self.phase, Progress::Waits);
-        self.own = Some(OwnRequest { decided, kind: Kind::Values, limit, high, state });
+        self.own = Some(OwnRequest { decided, kind: RequestKind::Values, limit, high, state });
     }
 
-    /// If the connection is lost while the runtime has an update and a request, no one knows which
-    /// limit it handles last.
+    /// Marks the expected limit as unknown if the runtime has both an update and a request when the
+    /// connection is lost. The model cannot know which one the runtime handles last.
     fn forget_ambiguous(&mut self) {
         // The runtime handles a request that it has got before it accepts the next connection.
         self.handle_request();
@@ -534,7 +534,7 @@ impl World {
     }
 
     fn lose_connection(&mut self) {
-        // The runtime goes on without the plugin.
+        // The runtime applies the update without waiting for the plugin.
         if let Some(Handler { limit, .. }) = self.handler.take() {
             self.announced = Some(RuntimeUpdate { limit, high: None });
         }
@@ -544,7 +544,7 @@ impl World {
 
     fn kill(&mut self) {
         self.forget_ambiguous();
-        // The next process takes equal files for a sign that the runtime has the values.
+        // The next process assumes that the runtime has the values if the files hold them.
         self.is_store_unknown |= self.phase.is_in_files_only(self.desired_high(self.kernel.max));
         self.phase = UpdatePhase::restart(self.recorded_original);
         self.limit = self.stored.max;
@@ -553,12 +553,12 @@ impl World {
         self.own = None;
     }
 
-    /// Lets everything that is under way end well.
+    /// Completes all pending events successfully.
     pub(super) fn settle(&mut self) {
         for _ in 0..40 {
             let before = (self.kernel, self.stored, self.phase);
             for event in [
-                Event::HandlerEnds(Verdict::Accepts),
+                Event::HandlerEnds(HandlerEnd::Accepts),
                 Event::RuntimeApplies(Applies::All),
                 Event::RuntimeReports,
                 Event::Deadline,
@@ -583,7 +583,7 @@ impl World {
         self.expected.filter(|_| !self.is_ambiguous)
     }
 
-    /// Returns whether something is under way.
+    /// Returns whether an update, a request or a write is pending.
     pub(super) fn is_busy(&self) -> bool {
         self.handler.is_some()
             || self.announced.is_some()

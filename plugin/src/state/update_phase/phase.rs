@@ -1,4 +1,4 @@
-//! The phase of a container's updates, and what the plugin may do in it.
+//! The phase of a container's updates, and queries about the actions that it allows.
 
 use plimsoll_core::units::{Knob, Limit};
 use tokio::time::Instant;
@@ -149,10 +149,10 @@ pub enum Party {
 pub enum LimitRequest {
     /// Send the request now.
     Send,
-    /// Decide again later, because the runtime handles another update or request.
+    /// Decide again later, because the runtime is handling another update or request.
     Wait,
-    /// Drop the request. The user has requested a newer limit, or nothing prevents an OOM kill any
-    /// more.
+    /// Drop the request. The user has requested a newer limit, or the preparation that prevents an
+    /// OOM kill is void.
     Drop,
 }
 
@@ -195,7 +195,7 @@ impl Default for UpdatePhase {
     }
 }
 
-/// Questions.
+/// Queries.
 impl UpdatePhase {
     /// Returns whether the plugin may compare the container with the kernel and write values.
     /// During an update or an own request, the files may hold old and new values.

@@ -212,13 +212,13 @@ impl Tree {
         Shares { guaranteed, others }
     }
 
-    fn begin(&self) -> Change {
-        Change { shares: self.shares(), before: BTreeMap::new(), pods: Vec::new() }
+    fn begin(&self) -> TreeChange {
+        TreeChange { shares: self.shares(), before: BTreeMap::new(), pods: Vec::new() }
     }
 
     /// Updates the shares of all touched pods. If the share of a class changed, all pods of that
     /// class are updated.
-    fn finish(&mut self, mut change: Change) -> Vec<Level> {
+    fn finish(&mut self, mut change: TreeChange) -> Vec<Level> {
         let shares = self.shares();
         let is_other = |class| !shares.of(class).is_same_for_all(change.shares.of(class));
         // The share of a class changes only if all claims exceed the budget before or after the
@@ -248,7 +248,7 @@ impl Tree {
     }
 
     /// Edits a pod and adds it to the tree if needed.
-    fn edit(&mut self, place: &PodPlace, change: &mut Change, edit: impl FnOnce(&mut Pod)) {
+    fn edit(&mut self, place: &PodPlace, change: &mut TreeChange, edit: impl FnOnce(&mut Pod)) {
         let mut pod = self.withdraw(place.cgroup(), change).unwrap_or_else(|| Pod::new(place));
         // The caller may pass another class than before.
         pod.place = place.clone();
@@ -260,7 +260,7 @@ impl Tree {
     }
 
     /// Removes a pod from every sum. The pod's share is zero until [`Tree::finish`] sets it.
-    fn withdraw(&mut self, cgroup: &CgroupPath, change: &mut Change) -> Option<Pod> {
+    fn withdraw(&mut self, cgroup: &CgroupPath, change: &mut TreeChange) -> Option<Pod> {
         self.note(cgroup, change);
         let mut pod = self.pods.remove(cgroup)?;
         *self.asked_by(pod.place.class()) -= total(pod.asks_for());
@@ -269,7 +269,7 @@ impl Tree {
         Some(pod)
     }
 
-    fn forget(&mut self, container: &str, change: &mut Change) {
+    fn forget(&mut self, container: &str, change: &mut TreeChange) {
         let Some(pod) = self.containers.remove(container).and_then(|pod| self.pods.get(&pod))
         else {
             return;
@@ -286,7 +286,7 @@ impl Tree {
         place: &PodPlace,
         last: Protection,
         new: Protection,
-        change: &mut Change,
+        change: &mut TreeChange,
     ) {
         if let Some(class) = place.class_cgroup() {
             self.note(class, change);
@@ -300,7 +300,7 @@ impl Tree {
 
     /// Records the desired value that a level had before the call. Later calls for the same level
     /// change nothing.
-    fn note(&self, cgroup: &CgroupPath, change: &mut Change) {
+    fn note(&self, cgroup: &CgroupPath, change: &mut TreeChange) {
         if !change.before.contains_key(cgroup) {
             change.before.insert(cgroup.clone(), self.desired(cgroup));
         }
@@ -337,7 +337,7 @@ impl Pod {
 }
 
 /// State kept during one call.
-struct Change {
+struct TreeChange {
     /// The shares before the call.
     shares: Shares,
     /// The desired values of the touched levels before the call.

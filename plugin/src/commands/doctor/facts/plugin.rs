@@ -13,7 +13,7 @@ use crate::host::runtime::nri_settings::NriSettings;
 use crate::host::units::{UnitError, unit_file};
 use crate::report::serve;
 use crate::state::brake;
-use crate::state::settings::STAND_ASIDE;
+use crate::state::settings::RESTORE_MARKER;
 
 /// Facts about the installed plugin and about other NRI plugins.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl PluginFacts {
             unit,
             process: holder(host, socket),
             reported_mode: ask_mode(host),
-            is_restored: is_there(&host.join(STAND_ASIDE)),
+            is_restored: is_there(&host.join(RESTORE_MARKER)),
             brake: brake::Record::load(host).map_err(|error| error.to_string()),
         }
     }

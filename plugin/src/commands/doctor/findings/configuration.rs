@@ -7,7 +7,7 @@ use crate::commands::doctor::finding::Finding;
 use crate::config::{Config, DROP_INS, Mode};
 use crate::state::brake;
 use crate::state::originals::DIRECTORY;
-use crate::state::settings::STAND_ASIDE;
+use crate::state::settings::RESTORE_MARKER;
 
 /// Name of the check of the mode.
 const MODE: &str = "mode";
@@ -64,7 +64,7 @@ impl NodeFacts {
                 Finding::warning(CHECK, found, "run 'plimsoll restore --undo'")
             }
             Err(error) => {
-                let found = format!("/{STAND_ASIDE}: {}", error.why);
+                let found = format!("/{RESTORE_MARKER}: {}", error.why);
                 Finding::unknown(CHECK, found, self.how_to_read())
             }
         }

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use crate::commands::doctor::facts::system::BUS;
     use crate::commands::doctor::fixture::*;
-    use crate::state::settings::STAND_ASIDE;
+    use crate::state::settings::RESTORE_MARKER;
 
     #[test]
     fn a_good_node_has_nothing_to_do() {
@@ -153,7 +153,7 @@ mod tests {
             ("var/lib/kubelet/actuated_pods_state", "checkpoints"),
             ("run/systemd/system", "d-bus"),
             ("proc/swaps", "swap"),
-            (STAND_ASIDE, "restore"),
+            (RESTORE_MARKER, "restore"),
             ("proc/sys/fs/inotify/max_user_instances", "inotify"),
         ] {
             let node = Node::good();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use plimsoll_core::units::excerpt;
 
-use crate::agent::service::{BUDGET, CUT_BUDGET};
+use crate::agent::service::{BUDGET, DECREASE_BUDGET};
 use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::finding::{Finding, MOST_NAMES, shown};
 use crate::config::DROP_INS;
@@ -156,7 +156,7 @@ fn request_timeout(name: &str, timeout: Duration) -> String {
         "{name} waits {} for an answer, so an event may take {} and a limit decrease {}",
         shown(timeout),
         shown(event),
-        shown(event * CUT_BUDGET)
+        shown(event * DECREASE_BUDGET)
     )
 }
 

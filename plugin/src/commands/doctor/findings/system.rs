@@ -127,7 +127,7 @@ mod tests {
     use crate::commands::doctor::facts::system::BUS;
     use crate::commands::doctor::finding::Mark;
     use crate::commands::doctor::fixture::*;
-    use crate::state::settings::STAND_ASIDE;
+    use crate::state::settings::RESTORE_MARKER;
 
     #[test]
     fn a_bus_without_systemds_directory_is_looked_at() {
@@ -166,7 +166,7 @@ mod tests {
             "swap",
             "swap is on (/dev/sda2): containers use swap only with the kubelet's swapBehavior",
         );
-        node.write(STAND_ASIDE, "");
+        node.write(RESTORE_MARKER, "");
         expect(
             &node.troubles(),
             "restore",

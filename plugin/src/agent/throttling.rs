@@ -18,38 +18,38 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::warn;
 
-use crate::agent::reconciler::Work;
+use crate::agent::reconciler::WorkItem;
 use crate::cgroup::{CgroupError, CgroupRoot, Events};
 use crate::kubelet::node::MemInfo;
 use crate::report::Reports;
-use crate::state::container::{Container, Decided};
+use crate::state::container::{Container, DesiredState};
 use crate::state::containers::Containers;
 use crate::state::update_phase::UpdatePhase;
 
 /// Interval of the check for throttled containers.
-const EVERY: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Time for which a released container must stall at its raised `memory.high` before the next step.
-const NEXT_STEP: Duration = Duration::from_secs(10);
+const STEP_DELAY: Duration = Duration::from_secs(10);
 
 /// Multiple of the deadline for which a released container must stay well below the policy's
 /// `memory.high`. Then the plugin restores that value.
-const QUIET: u32 = 2;
+const RESTORE_FACTOR: u32 = 2;
 
 /// Divisor for the memory that must stay available: one twentieth of all memory.
-const SPARE: u64 = 20;
+const SPARE_DIVISOR: u64 = 20;
 
-/// The task that releases containers.
+/// The task that raises `memory.high` of stalled containers (`throttleDeadline`).
 #[derive(Debug)]
-pub struct Stalls {
+pub struct ThrottleRelease {
     containers: Arc<Containers>,
     root: Arc<CgroupRoot>,
     reports: Arc<Reports>,
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<WorkItem>,
     /// Last `high` counts from the `memory.events` of kubepods and pods.
     events: HashMap<CgroupPath, u64>,
     watched: HashMap<String, Watched>,
-    /// Whether the log has said that the kernel has no `memory.pressure`.
+    /// Whether the log has reported that the kernel has no `memory.pressure`.
     is_blind: bool,
 }
 
@@ -61,14 +61,14 @@ struct Watched {
     is_released: bool,
 }
 
-impl Stalls {
+impl ThrottleRelease {
     /// Creates the task, which watches no container yet. The reconcile task writes each new
     /// `memory.high`, requested through `work`.
     pub fn new(
         containers: Arc<Containers>,
         root: Arc<CgroupRoot>,
         reports: Arc<Reports>,
-        work: mpsc::UnboundedSender<Work>,
+        work: mpsc::UnboundedSender<WorkItem>,
     ) -> Self {
         Self {
             containers,
@@ -84,25 +84,25 @@ impl Stalls {
     /// Runs forever, in a thread that may block: there may be many files, and the kubelet's
     /// checkpoint may be large.
     pub async fn run(mut self) {
-        let mut ticks = interval(EVERY);
+        let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let settings = self.containers.settings();
             let Some(deadline) = settings.config.throttle_deadline.filter(|_| settings.enforces())
             else {
-                self.put_all_back();
+                self.end_all_releases();
                 continue;
             };
-            let held_back = self.held_back();
-            if !held_back.is_empty() || !self.watched.is_empty() {
-                self.look(&held_back, deadline);
+            let throttled_pods = self.throttled_pods();
+            if !throttled_pods.is_empty() || !self.watched.is_empty() {
+                self.check_pods(&throttled_pods, deadline);
             }
         }
     }
 
     /// Returns the pods in which the kernel has throttled a container since the last check.
-    fn held_back(&mut self) -> HashSet<CgroupPath> {
+    fn throttled_pods(&mut self) -> HashSet<CgroupPath> {
         let containers = self.containers.all();
         let places: Vec<_> =
             containers.iter().filter_map(|container| container.place.as_ref()).collect();
@@ -116,9 +116,10 @@ impl Stalls {
             .filter(|place| tops.contains(place.kubepods()))
             .map(PodPlace::cgroup)
             .collect();
-        let held_back = pods.into_iter().filter(|pod| self.has_more_events(pod)).cloned().collect();
+        let throttled_pods =
+            pods.into_iter().filter(|pod| self.has_more_events(pod)).cloned().collect();
         self.events.retain(|cgroup, _| self.root.cgroup(cgroup).is_ok());
-        held_back
+        throttled_pods
     }
 
     /// Returns whether the kernel has throttled anything in the cgroup since the last check. The
@@ -129,37 +130,31 @@ impl Stalls {
         self.events.insert(cgroup.clone(), high).map_or(high > 0, |before| before != high)
     }
 
-    fn look(&mut self, held_back: &HashSet<CgroupPath>, deadline: Duration) {
+    fn check_pods(&mut self, throttled_pods: &HashSet<CgroupPath>, deadline: Duration) {
         let now = Instant::now();
         let mut spare = self.spare();
         let mut watched = std::mem::take(&mut self.watched);
         for container in self.containers.all() {
-            let is_held_back =
-                container.place.as_ref().is_some_and(|place| held_back.contains(place.cgroup()));
+            let is_throttled = container
+                .place
+                .as_ref()
+                .is_some_and(|place| throttled_pods.contains(place.cgroup()));
             let mut state = match watched.remove(&container.id) {
                 Some(state) if state.is_released == container.phase.released().is_some() => state,
                 // An update has ended the release, so watch the container as a new one.
                 Some(_) => Watched::default(),
-                None if is_held_back => Watched::default(),
+                None if is_throttled => Watched::default(),
                 None => continue,
             };
-            let throttled = match self.throttled(&container) {
+            let throttled = match self.throttle_state(&container) {
                 Ok(Some(throttled)) => throttled,
                 Ok(None) => {
-                    // The policy has no memory.high any more that the release could exceed.
-                    if container.phase.released().is_some()
-                        && self
-                            .containers
-                            .on_current_phase(&container, UpdatePhase::end_release)
-                            .is_some()
-                    {
-                        self.check(&container);
-                    }
+                    self.end_release(&container);
                     continue;
                 }
                 Err(CgroupError::Gone(_)) => continue,
                 Err(error) => {
-                    self.say_if_blind(&error);
+                    self.warn_if_blind(&error);
                     self.watched.insert(container.id.clone(), state);
                     continue;
                 }
@@ -170,18 +165,18 @@ impl Stalls {
             state.pinned_since = since(state.pinned_since, throttled.is_pinned());
             state.well_below_since =
                 since(state.well_below_since, state.is_released && throttled.is_well_below());
-            let patience = if state.is_released { NEXT_STEP } else { deadline };
-            let is_over = |since: Option<Instant>, patience| {
-                since.is_some_and(|since| now.duration_since(since) >= patience)
+            let delay = if state.is_released { STEP_DELAY } else { deadline };
+            let is_over = |since: Option<Instant>, delay| {
+                since.is_some_and(|since| now.duration_since(since) >= delay)
             };
-            if is_over(state.pinned_since, patience)
+            if is_over(state.pinned_since, delay)
                 && let Some((high, step)) = throttled.release(spare)
             {
                 spare = spare.saturating_sub(step);
-                self.set(&container, &throttled, Some(high));
+                self.set_release(&container, &throttled, Some(high));
                 state = Watched { is_released: true, ..Watched::default() };
-            } else if is_over(state.well_below_since, deadline.saturating_mul(QUIET)) {
-                self.set(&container, &throttled, None);
+            } else if is_over(state.well_below_since, deadline.saturating_mul(RESTORE_FACTOR)) {
+                self.set_release(&container, &throttled, None);
                 continue;
             }
             if state.is_released || state.pinned_since.is_some() {
@@ -190,20 +185,29 @@ impl Stalls {
         }
     }
 
+    /// Ends the release of a container whose policy has no `memory.high` any more.
+    fn end_release(&self, container: &Container) {
+        if container.phase.released().is_some()
+            && self.containers.on_current_phase(container, UpdatePhase::end_release).is_some()
+        {
+            self.queue_check(container);
+        }
+    }
+
     /// Warns once if the kernel has no `memory.pressure`.
-    fn say_if_blind(&mut self, error: &CgroupError) {
+    fn warn_if_blind(&mut self, error: &CgroupError) {
         if let CgroupError::Unsupported { file: "memory.pressure", .. } = error
             && !std::mem::replace(&mut self.is_blind, true)
         {
             warn!(
-                "the kernel does not tell of memory.pressure, so nobody is released from \
+                "the kernel has no memory.pressure, so the plugin releases no container from \
                  memory.high; boot with psi=1"
             );
         }
     }
 
     /// Returns the container's stall data; `None` if no `memory.high` can throttle the container.
-    fn throttled(&self, container: &Container) -> Result<Option<ThrottleState>, CgroupError> {
+    fn throttle_state(&self, container: &Container) -> Result<Option<ThrottleState>, CgroupError> {
         let Some(path) = &container.cgroup else { return Ok(None) };
         let cgroup = self.root.cgroup(path)?;
         let high = cgroup.read(Knob::High)?;
@@ -212,14 +216,17 @@ impl Stalls {
         }
         // The plugin raises only a memory.high that its policy has set.
         let record = self.containers.record(container);
-        let decided = self.containers.decide(container, &record);
-        let decided = Decided { high: decided.high.without_release(), ..decided };
-        let Some(line) = decided.value(Knob::High).and_then(Limit::bytes) else { return Ok(None) };
+        let desired_state = self.containers.decide(container, &record);
+        let desired_state =
+            DesiredState { high: desired_state.high.without_release(), ..desired_state };
+        let Some(policy_high) = desired_state.value(Knob::High).and_then(Limit::bytes) else {
+            return Ok(None);
+        };
         let max = cgroup.read(Knob::Max)?.bytes().or(self.containers.settings().node.allocatable);
         let max = max.unwrap_or(Bytes::MAX);
         Ok(Some(ThrottleState {
             usage: cgroup.usage()?,
-            line,
+            policy_high,
             high,
             max,
             stalled: cgroup.pressure()?.percent,
@@ -230,39 +237,44 @@ impl Stalls {
     fn spare(&self) -> Bytes {
         let meminfo = fs::read_to_string(self.root.host().join("proc/meminfo")).unwrap_or_default();
         let spare = |meminfo: MemInfo| {
-            meminfo.available.saturating_sub(Bytes::new(meminfo.total.get() / SPARE))
+            meminfo.available.saturating_sub(Bytes::new(meminfo.total.get() / SPARE_DIVISOR))
         };
         MemInfo::parse(&meminfo).map_or(Bytes::ZERO, spare)
     }
 
-    fn put_all_back(&mut self) {
+    fn end_all_releases(&mut self) {
         for (id, _) in self.watched.drain().filter(|(_, watched)| watched.is_released) {
             self.containers.on_phase(&id, UpdatePhase::end_release);
-            let _ = self.work.send(Work::Container(id));
+            let _ = self.work.send(WorkItem::Container(id));
         }
     }
 
-    fn set(&self, container: &Container, throttled: &ThrottleState, released: Option<Limit>) {
-        let &ThrottleState { line, high: observed, usage, stalled, .. } = throttled;
-        let desired = released.unwrap_or(line.into());
-        let line = HighChange { desired, observed, usage, stalled };
+    fn set_release(
+        &self,
+        container: &Container,
+        throttled: &ThrottleState,
+        released: Option<Limit>,
+    ) {
+        let &ThrottleState { policy_high, high: observed, usage, stalled, .. } = throttled;
+        let desired = released.unwrap_or(policy_high.into());
+        let change = HighChange { desired, observed, usage, stalled };
         let what =
-            if released.is_some() { Incident::Released(line) } else { Incident::PutBack(line) };
-        // An update of the user may have come meanwhile.
+            if released.is_some() { Incident::Released(change) } else { Incident::PutBack(change) };
+        // The user may have updated the container meanwhile.
         let set = |phase: &mut UpdatePhase| match released {
             Some(high) => phase.release(high),
             None => phase.end_release(),
         };
         if self.containers.on_current_phase(container, set).is_some() {
             self.reports.report(&container.into(), &what);
-            self.check(container);
+            self.queue_check(container);
         }
     }
 
     /// Requests that the reconcile task writes the container's new `memory.high`.
-    fn check(&self, container: &Container) {
+    fn queue_check(&self, container: &Container) {
         // The receiver lives as long as the program.
-        let _ = self.work.send(Work::Container(container.id.clone()));
+        let _ = self.work.send(WorkItem::Container(container.id.clone()));
     }
 }
 
@@ -277,9 +289,9 @@ mod tests {
     /// A container that stalls at the policy's `memory.high`.
     struct Stalled {
         node: TestNode,
-        stalls: Stalls,
-        todo: mpsc::UnboundedReceiver<Work>,
-        line: Limit,
+        throttle_release: ThrottleRelease,
+        todo: mpsc::UnboundedReceiver<WorkItem>,
+        policy_high: Limit,
     }
 
     impl Stalled {
@@ -291,21 +303,22 @@ mod tests {
                 Container { started: true, oom_score_adj: Some(987), ..container("1", 400) };
             let container = node.containers.insert(container);
             let record = node.containers.record(&container);
-            let line = node.containers.decide(&container, &record).value(Knob::High).unwrap();
+            let policy_high =
+                node.containers.decide(&container, &record).value(Knob::High).unwrap();
             let cgroup = format!("{POD}/1");
             for file in ["memory.high", "memory.current"] {
-                node.set(&cgroup, file, line);
+                node.set(&cgroup, file, policy_high);
             }
             node.set(&cgroup, "memory.pressure", "full avg10=99.00 avg60=0.00 avg300=0.00 total=1");
             let (work, todo) = mpsc::unbounded_channel();
             let (containers, root) = (node.containers.clone(), node.root.clone());
-            let stalls = Stalls::new(containers, root, Arc::default(), work);
-            Self { node, stalls, todo, line }
+            let throttle_release = ThrottleRelease::new(containers, root, Arc::default(), work);
+            Self { node, throttle_release, todo, policy_high }
         }
 
-        fn look(&mut self) {
-            let held_back = HashSet::from([CgroupPath::parse(POD).unwrap()]);
-            self.stalls.look(&held_back, DEADLINE);
+        fn check_pods(&mut self) {
+            let throttled_pods = HashSet::from([CgroupPath::parse(POD).unwrap()]);
+            self.throttle_release.check_pods(&throttled_pods, DEADLINE);
         }
 
         fn released(&self) -> Option<Limit> {
@@ -316,27 +329,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stalled_container_is_released_after_the_deadline() {
         let mut stalled = Stalled::new();
-        stalled.look();
+        stalled.check_pods();
         tokio::time::advance(DEADLINE - Duration::from_secs(1)).await;
-        stalled.look();
+        stalled.check_pods();
         assert_eq!(stalled.released(), None);
         tokio::time::advance(Duration::from_secs(1)).await;
-        stalled.look();
-        assert!(stalled.released() > Some(stalled.line), "{:?}", stalled.released());
-        assert_eq!(stalled.todo.try_recv(), Ok(Work::Container("1".to_owned())));
+        stalled.check_pods();
+        assert!(stalled.released() > Some(stalled.policy_high), "{:?}", stalled.released());
+        assert_eq!(stalled.todo.try_recv(), Ok(WorkItem::Container("1".to_owned())));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_container_that_moves_again_is_not_released() {
         let mut stalled = Stalled::new();
-        stalled.look();
+        stalled.check_pods();
         let pressure =
             |percent: &str| format!("full avg10={percent} avg60=0.00 avg300=0.00 total=1");
         stalled.node.set(&format!("{POD}/1"), "memory.pressure", pressure("0.00"));
-        stalled.look();
+        stalled.check_pods();
         stalled.node.set(&format!("{POD}/1"), "memory.pressure", pressure("99.00"));
         tokio::time::advance(DEADLINE).await;
-        stalled.look();
+        stalled.check_pods();
         assert_eq!(stalled.released(), None, "the deadline begins again");
     }
 
@@ -344,10 +357,10 @@ mod tests {
     async fn a_release_never_overwrites_a_newer_update() {
         let mut stalled = Stalled::new();
         let before = stalled.node.containers.get("1").unwrap();
-        let throttled = stalled.stalls.throttled(&before).unwrap().unwrap();
+        let throttled = stalled.throttle_release.throttle_state(&before).unwrap().unwrap();
         let announce = |phase: &mut UpdatePhase| phase.announce(UpdateId::new(1));
         stalled.node.containers.on_phase("1", announce);
-        stalled.stalls.set(&before, &throttled, Some(Limit::Max));
+        stalled.throttle_release.set_release(&before, &throttled, Some(Limit::Max));
         assert_eq!(stalled.released(), None);
         assert!(stalled.todo.try_recv().is_err());
     }

@@ -5,8 +5,8 @@
 //! plugin's last check and the runtime's write. Finally the plugin checks the usage.
 //!
 //! None of these steps OOM-kills a process, whatever the result. Setting `memory.max` below the
-//! usage does (kernel: Documentation/admin-guide/cgroup-v2.rst, "memory.max"). Neither runc nor
-//! containerd checks the usage before.
+//! usage does (kernel: Documentation/admin-guide/cgroup-v2.rst, "memory.max"). runc and containerd
+//! do not check the usage before.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -27,30 +27,30 @@ use crate::{in_own_thread, lock};
 
 /// Maximum amount of memory per write to `memory.reclaim`. The write waits until the kernel has
 /// written back dirty pages.
-const STEP: Bytes = Bytes::new(16 << 20);
+const RECLAIM_STEP: Bytes = Bytes::new(16 << 20);
 
-/// Time after the deadline in which the plugin still waits for an attempt.
-const LAST_LOOK: Duration = Duration::from_millis(50);
+/// Time after the deadline for which the plugin still waits for the result of an attempt.
+const LAST_CHECK_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Result of the preparation of a cgroup for a lower limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Room {
+enum Preparation {
     /// The limit may be set. `memory.high` is at most the limit minus a margin.
-    Made,
+    Done,
     /// The limit would cause an OOM kill. `memory.high` is restored, at the latest when the reclaim
     /// ends.
-    NotMade(Usage),
+    WouldKill(Usage),
 }
 
 /// Result of an attempt to prepare a container or pod for a lower limit.
 #[derive(Debug)]
-pub enum Attempted {
+pub enum DecreaseResult {
     /// The limit is not lower than the one in force, or the limit in force is unknown.
-    NoCut,
+    NoDecrease,
     /// The limit may be set. `memory.high` may be lower now.
-    Made,
+    Prepared,
     /// The limit would cause an OOM kill. The cgroup's files are restored.
-    NotMade {
+    WouldKill {
         /// Limit in force.
         in_force: Limit,
         /// Memory usage.
@@ -65,13 +65,13 @@ pub enum Attempted {
 
 /// Prepares limit decreases, for each container or pod one at a time.
 #[derive(Debug)]
-pub struct Cuts {
+pub struct LimitDecreases {
     root: Arc<CgroupRoot>,
     containers: Arc<Containers>,
     under_way: Arc<Mutex<HashSet<String>>>,
 }
 
-impl Cuts {
+impl LimitDecreases {
     /// Creates the value without any attempt under way.
     pub fn new(root: Arc<CgroupRoot>, containers: Arc<Containers>) -> Self {
         Self { root, containers, under_way: Arc::default() }
@@ -85,59 +85,60 @@ impl Cuts {
     /// # Errors
     ///
     /// When the container's cgroup cannot be read, or `memory.high` cannot be written.
-    pub async fn make_room(
+    pub async fn prepare(
         &self,
         container: &Container,
         by: Party,
         budget: Duration,
-    ) -> Result<Attempted, CgroupError> {
+    ) -> Result<DecreaseResult, CgroupError> {
         let (Limit::Bytes(limit), Some(path)) = (container.limit, &container.cgroup) else {
-            return Ok(Attempted::NoCut);
+            return Ok(DecreaseResult::NoDecrease);
         };
-        // A container that is not running has no process to lose.
-        let Ok(cgroup) = self.root.cgroup(path) else { return Ok(Attempted::NoCut) };
+        // A container without a cgroup has no process that a lower limit could kill.
+        let Ok(cgroup) = self.root.cgroup(path) else { return Ok(DecreaseResult::NoDecrease) };
         let in_force = match cgroup.read(Knob::Max) {
             Ok(in_force) if in_force > container.limit => in_force,
-            _ => return Ok(Attempted::NoCut),
+            _ => return Ok(DecreaseResult::NoDecrease),
         };
-        let Ok(held) = Values::read(&cgroup) else { return Ok(Attempted::NoCut) };
+        let Ok(held) = Values::read(&cgroup) else { return Ok(DecreaseResult::NoDecrease) };
         // The client retries, perhaps before the kernel has finished the last attempt.
         let Some(attempt) = Attempt::begin(&self.under_way, &container.id) else {
-            return Ok(Attempted::Busy { in_force });
+            return Ok(DecreaseResult::Busy { in_force });
         };
         self.containers.remember(container, held);
         // Record the original memory.high so that the temporary value is not mistaken for it.
         let high = held.high.unwrap_or(Limit::Max);
         let Some(high) = self.containers.begin_decrease(container, by, high) else {
-            return Ok(Attempted::Busy { in_force });
+            return Ok(DecreaseResult::Busy { in_force });
         };
-        let room = make_room(cgroup, limit, high, Instant::now() + budget, attempt).await;
-        if by == Party::Plugin && !matches!(room, Ok(Room::Made)) {
+        let preparation =
+            prepare_cgroup(cgroup, limit, high, Instant::now() + budget, attempt).await;
+        if by == Party::Plugin && !matches!(preparation, Ok(Preparation::Done)) {
             self.containers.on_phase(&container.id, UpdatePhase::cancel_decrease);
         }
-        let room = match room {
+        let preparation = match preparation {
             // If the attempt failed, the usage decides: setting the limit could still cause an OOM
             // kill.
             Err(error) => {
                 let usage = self.root.cgroup(path).and_then(|cgroup| cgroup.usage_in_parts());
                 match usage {
                     Ok(usage) if resize::check_decrease(limit, &usage) != DecreaseCheck::Fits => {
-                        Room::NotMade(usage)
+                        Preparation::WouldKill(usage)
                     }
                     _ => return Err(error),
                 }
             }
-            Ok(room) => room,
+            Ok(preparation) => preparation,
         };
-        Ok(match room {
-            Room::Made => Attempted::Made,
-            Room::NotMade(usage) => Attempted::NotMade { in_force, usage },
+        Ok(match preparation {
+            Preparation::Done => DecreaseResult::Prepared,
+            Preparation::WouldKill(usage) => DecreaseResult::WouldKill { in_force, usage },
         })
     }
 
     /// Checks a container's limit decrease without changing anything. Returns `Some` if the
     /// decrease would cause an OOM kill, whatever the kernel reclaims before.
-    pub fn judge(&self, container: &Container) -> Option<LowerLimit> {
+    pub fn check(&self, container: &Container) -> Option<LowerLimit> {
         let Limit::Bytes(limit) = container.limit else { return None };
         let cgroup = self.root.cgroup(container.cgroup.as_ref()?).ok()?;
         let in_force =
@@ -147,21 +148,21 @@ impl Cuts {
         kills.then_some(LowerLimit { limit: container.limit, in_force, usage })
     }
 
-    /// Checks the decrease of a pod's own limit without changing anything, as [`Self::judge`] does.
+    /// Checks the decrease of a pod's own limit without changing anything, as [`Self::check`] does.
     /// `id` is the ID of the pod's sandbox.
-    pub fn judge_pod(&self, id: &str, pod: &CgroupPath, limit: Bytes) -> Option<LowerLimit> {
+    pub fn check_pod(&self, id: &str, pod: &CgroupPath, limit: Bytes) -> Option<LowerLimit> {
         let cgroup = self.root.cgroup(pod).ok()?;
         let in_force =
             cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > Limit::Bytes(limit))?;
         let usage = cgroup.usage_in_parts().ok()?;
-        let kills = resize::fits(self.most_in_pod(id, limit), &usage) == DecreaseCheck::Kills;
+        let kills = resize::fits(self.max_pod_usage(id, limit), &usage) == DecreaseCheck::Kills;
         kills.then_some(LowerLimit { limit: limit.into(), in_force, usage })
     }
 
     /// Returns the maximum usage at which the pod's limit may be set. This is `limit` if the
     /// containers may use no more than `limit` together, because each container has its own margin.
     /// Otherwise it is `limit` minus a margin.
-    fn most_in_pod(&self, id: &str, limit: Bytes) -> Bytes {
+    fn max_pod_usage(&self, id: &str, limit: Bytes) -> Bytes {
         let mut containers = self.containers.in_sandbox(id);
         containers.retain(|container| container.is_alive(&self.root));
         let together = containers
@@ -185,35 +186,37 @@ impl Cuts {
     /// # Errors
     ///
     /// When the pod's cgroup cannot be read.
-    pub async fn make_room_in_pod(
+    pub async fn prepare_pod(
         &self,
         id: &str,
         pod: &CgroupPath,
         limit: Bytes,
         budget: Duration,
-    ) -> Result<Attempted, CgroupError> {
+    ) -> Result<DecreaseResult, CgroupError> {
         let cgroup = self.root.cgroup(pod)?;
         let in_force = cgroup.read(Knob::Max)?;
         if in_force <= Limit::Bytes(limit) {
-            return Ok(Attempted::NoCut);
+            return Ok(DecreaseResult::NoDecrease);
         }
-        let most = self.most_in_pod(id, limit);
+        let most = self.max_pod_usage(id, limit);
         let Some(attempt) = Attempt::begin(&self.under_way, id) else {
-            return Ok(Attempted::Busy { in_force });
+            return Ok(DecreaseResult::Busy { in_force });
         };
-        let (tell, told) = oneshot::channel();
-        // Use a separate thread, as `make_room` below does.
-        in_own_thread("room in a pod", move || {
+        let (sender, receiver) = oneshot::channel();
+        // Use a separate thread, as `prepare_cgroup` below does.
+        in_own_thread("pod-decrease", move || {
             // The receiver may have stopped waiting. The attempt travels with the result, so that
             // it has ended when the next attempt can begin.
-            let _ = tell.send((reclaim(&cgroup, most, Instant::now() + budget), attempt));
+            let _ = sender.send((reclaim(&cgroup, most, Instant::now() + budget), attempt));
         });
         // Whatever the result of the reclaim, the usage decides.
-        let _ = tokio::time::timeout(budget + LAST_LOOK, told).await;
+        let _ = tokio::time::timeout(budget + LAST_CHECK_TIMEOUT, receiver).await;
         let usage = self.root.cgroup(pod)?.usage_in_parts()?;
         Ok(match resize::fits(most, &usage) {
-            DecreaseCheck::Fits => Attempted::Made,
-            DecreaseCheck::Reclaim | DecreaseCheck::Kills => Attempted::NotMade { in_force, usage },
+            DecreaseCheck::Fits => DecreaseResult::Prepared,
+            DecreaseCheck::Reclaim | DecreaseCheck::Kills => {
+                DecreaseResult::WouldKill { in_force, usage }
+            }
         })
     }
 }
@@ -243,48 +246,48 @@ impl Drop for Attempt {
 /// Prepares `cgroup` for `limit`, until `deadline` at the latest. `high` is the original
 /// `memory.high`. A longer reclaim continues in its own thread, which restores `memory.high` at the
 /// end.
-async fn make_room(
+async fn prepare_cgroup(
     cgroup: Cgroup,
     limit: Bytes,
     high: Limit,
     deadline: Instant,
     attempt: Attempt,
-) -> Result<Room, CgroupError> {
+) -> Result<Preparation, CgroupError> {
     let cgroup = Arc::new(cgroup);
-    let (tell, mut told) = oneshot::channel();
+    let (sender, mut receiver) = oneshot::channel();
     let working = cgroup.clone();
     // Use a separate thread: there are few threads for blocking work, and the kernel may take long.
-    in_own_thread("room", move || {
-        let room = try_to(&working, limit, high, deadline);
-        if !matches!(room, Ok(Room::Made)) {
-            put_back(&working, high);
+    in_own_thread("decrease", move || {
+        let preparation = try_prepare(&working, limit, high, deadline);
+        if !matches!(preparation, Ok(Preparation::Done)) {
+            restore_high(&working, high);
         }
         // The attempt travels with the result, so that it has ended when the next attempt can
         // begin.
-        if let Err((Ok(Room::Made), _attempt)) = tell.send((room, attempt)) {
+        if let Err((Ok(Preparation::Done), _attempt)) = sender.send((preparation, attempt)) {
             // The receiver has stopped waiting, so the runtime will not set the limit.
-            put_back(&working, high);
+            restore_high(&working, high);
         }
     });
     // Wait a little beyond the deadline, for the last check of the usage.
-    let patience = deadline.saturating_duration_since(Instant::now()) + LAST_LOOK;
-    let in_time = tokio::time::timeout(patience, &mut told).await;
-    told.close();
-    match in_time.map_or_else(|_| told.try_recv().ok(), Result::ok) {
-        Some((room, _attempt)) => room,
-        None => Ok(Room::NotMade(cgroup.usage_in_parts()?)),
+    let patience = deadline.saturating_duration_since(Instant::now()) + LAST_CHECK_TIMEOUT;
+    let in_time = tokio::time::timeout(patience, &mut receiver).await;
+    receiver.close();
+    match in_time.map_or_else(|_| receiver.try_recv().ok(), Result::ok) {
+        Some((preparation, _attempt)) => preparation,
+        None => Ok(Preparation::WouldKill(cgroup.usage_in_parts()?)),
     }
 }
 
-fn try_to(
+fn try_prepare(
     cgroup: &Cgroup,
     limit: Bytes,
     high: Limit,
     deadline: Instant,
-) -> Result<Room, CgroupError> {
+) -> Result<Preparation, CgroupError> {
     let most = limit.saturating_sub(resize::margin(limit));
     if let Some(usage) = reclaim(cgroup, most, deadline)? {
-        return Ok(Room::NotMade(usage));
+        return Ok(Preparation::WouldKill(usage));
     }
     // Use the lowest memory.high that throttles only growth, because the runtime may take long to
     // set the limit.
@@ -296,16 +299,16 @@ fn try_to(
     // Each CPU may have charged a little beyond memory.high.
     let slack = Bytes::new(resize::margin(limit).get() / 2);
     if usage.current <= most.saturating_add(slack) {
-        Ok(Room::Made)
+        Ok(Preparation::Done)
     } else {
-        Ok(Room::NotMade(usage))
+        Ok(Preparation::WouldKill(usage))
     }
 }
 
 /// Reclaims memory until the usage is at most `most`. Returns the usage if it stays above `most`.
 /// Returns `None` on success, and also if the kernel has no `memory.reclaim`.
 fn reclaim(cgroup: &Cgroup, most: Bytes, deadline: Instant) -> Result<Option<Usage>, CgroupError> {
-    Ok(match cgroup.reclaim_to(most, STEP, deadline)? {
+    Ok(match cgroup.reclaim_to(most, RECLAIM_STEP, deadline)? {
         // Lowering memory.high also makes the kernel reclaim memory.
         Reclaimed::Fits | Reclaimed::Unsupported(_) => None,
         Reclaimed::Above(usage) => Some(usage),
@@ -313,7 +316,7 @@ fn reclaim(cgroup: &Cgroup, most: Bytes, deadline: Instant) -> Result<Option<Usa
 }
 
 /// Restores `memory.high`.
-fn put_back(cgroup: &Cgroup, high: Limit) {
+fn restore_high(cgroup: &Cgroup, high: Limit) {
     // The cgroup may be gone. Otherwise the next check of the container finds the wrong value.
     if cgroup.read(Knob::High).is_ok_and(|now| now != high) {
         let _ = cgroup.write(Knob::High, high);
@@ -329,22 +332,22 @@ mod tests {
     const BUDGET: Duration = Duration::from_secs(20);
 
     /// Prepares a container for a limit in MiB.
-    async fn prepare(node: &TestNode, id: &str, limit: u64, by: Party) -> Attempted {
-        let cuts = Cuts::new(node.root.clone(), node.containers.clone());
-        prepare_with(&cuts, node, id, limit, by).await
+    async fn prepare(node: &TestNode, id: &str, limit: u64, by: Party) -> DecreaseResult {
+        let decreases = LimitDecreases::new(node.root.clone(), node.containers.clone());
+        prepare_with(&decreases, node, id, limit, by).await
     }
 
     async fn prepare_with(
-        cuts: &Cuts,
+        decreases: &LimitDecreases,
         node: &TestNode,
         id: &str,
         limit: u64,
         by: Party,
-    ) -> Attempted {
+    ) -> DecreaseResult {
         let known = node.containers.get(id).unwrap();
         let limit = Limit::Bytes(Bytes::new(limit << 20));
         let lowered = Container { limit, ..(*known).clone() };
-        cuts.make_room(&lowered, by, BUDGET).await.unwrap()
+        decreases.prepare(&lowered, by, BUDGET).await.unwrap()
     }
 
     fn high(node: &TestNode) -> String {
@@ -355,8 +358,8 @@ mod tests {
     async fn a_decrease_that_fits_throttles_growth_first() {
         let node = TestNode::new("");
         node.run("1", 200, 50);
-        let attempted = prepare(&node, "1", 100, Party::User).await;
-        assert!(matches!(attempted, Attempted::Made), "{attempted:?}");
+        let result = prepare(&node, "1", 100, Party::User).await;
+        assert!(matches!(result, DecreaseResult::Prepared), "{result:?}");
         assert_eq!(high(&node), (50 << 20).to_string());
         let now = node.containers.get("1").unwrap();
         assert_eq!(now.phase.original_high(), Some(Limit::Max));
@@ -366,8 +369,8 @@ mod tests {
     async fn a_decrease_that_would_kill_changes_nothing() {
         let node = TestNode::new("");
         node.run("1", 200, 150);
-        let attempted = prepare(&node, "1", 100, Party::User).await;
-        let Attempted::NotMade { in_force, usage } = attempted else { panic!("{attempted:?}") };
+        let result = prepare(&node, "1", 100, Party::User).await;
+        let DecreaseResult::WouldKill { in_force, usage } = result else { panic!("{result:?}") };
         assert_eq!(in_force, Limit::Bytes(Bytes::new(200 << 20)));
         assert_eq!(usage.current, Bytes::new(150 << 20));
         assert_eq!(high(&node), "max");
@@ -377,21 +380,21 @@ mod tests {
     async fn an_increase_needs_no_preparation() {
         let node = TestNode::new("");
         node.run("1", 200, 150);
-        let attempted = prepare(&node, "1", 300, Party::User).await;
-        assert!(matches!(attempted, Attempted::NoCut), "{attempted:?}");
+        let result = prepare(&node, "1", 300, Party::User).await;
+        assert!(matches!(result, DecreaseResult::NoDecrease), "{result:?}");
     }
 
     #[tokio::test]
     async fn a_decrease_during_another_one_is_busy() {
         let node = TestNode::new("");
         node.run("1", 200, 50);
-        let cuts = Cuts::new(node.root.clone(), node.containers.clone());
-        let other = Attempt::begin(&cuts.under_way, "1").unwrap();
-        let attempted = prepare_with(&cuts, &node, "1", 100, Party::User).await;
-        assert!(matches!(attempted, Attempted::Busy { .. }), "{attempted:?}");
+        let decreases = LimitDecreases::new(node.root.clone(), node.containers.clone());
+        let other = Attempt::begin(&decreases.under_way, "1").unwrap();
+        let result = prepare_with(&decreases, &node, "1", 100, Party::User).await;
+        assert!(matches!(result, DecreaseResult::Busy { .. }), "{result:?}");
         drop(other);
-        let attempted = prepare_with(&cuts, &node, "1", 100, Party::User).await;
-        assert!(matches!(attempted, Attempted::Made), "{attempted:?}");
+        let result = prepare_with(&decreases, &node, "1", 100, Party::User).await;
+        assert!(matches!(result, DecreaseResult::Prepared), "{result:?}");
     }
 
     #[tokio::test]
@@ -399,8 +402,8 @@ mod tests {
         let node = TestNode::new("");
         node.run("1", 200, 50);
         node.containers.on_phase("1", |phase| phase.announce(UpdateId::new(3)));
-        let attempted = prepare(&node, "1", 100, Party::Plugin).await;
-        assert!(matches!(attempted, Attempted::Busy { .. }), "{attempted:?}");
+        let result = prepare(&node, "1", 100, Party::Plugin).await;
+        assert!(matches!(result, DecreaseResult::Busy { .. }), "{result:?}");
         assert_eq!(high(&node), "max");
         assert_eq!(node.containers.get("1").unwrap().phase.original_high(), None);
     }
@@ -409,14 +412,14 @@ mod tests {
     fn a_check_alone_changes_nothing() {
         let node = TestNode::new("");
         let known = node.run("1", 200, 150);
-        let cuts = Cuts::new(node.root.clone(), node.containers.clone());
+        let decreases = LimitDecreases::new(node.root.clone(), node.containers.clone());
         let lowered = |limit: u64| Container {
             limit: Limit::Bytes(Bytes::new(limit << 20)),
             ..(*known).clone()
         };
-        assert!(cuts.judge(&lowered(100)).is_some());
-        assert!(cuts.judge(&lowered(190)).is_none());
-        assert!(cuts.judge(&lowered(300)).is_none());
+        assert!(decreases.check(&lowered(100)).is_some());
+        assert!(decreases.check(&lowered(190)).is_none());
+        assert!(decreases.check(&lowered(300)).is_none());
         assert_eq!(high(&node), "max");
     }
 }

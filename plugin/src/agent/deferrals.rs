@@ -1,9 +1,9 @@
 //! Deferred limit decreases, which the plugin retries in the background (`shrink: defer`).
 //!
-//! The plugin does nothing to a container while the limit is out of reach, or while the container
-//! already stalls on memory. Otherwise each pass reclaims memory for up to three tenths of a
-//! second. There is about one pass per second. Once the usage fits, the plugin asks the runtime to
-//! set the limit. The limit counts as applied when it was read back.
+//! The plugin makes about one pass per second. In each pass it reclaims memory of each container
+//! for up to three tenths of a second. The plugin skips a container whose limit is out of reach,
+//! and a container that already stalls on memory. Once the usage fits, the plugin requests the
+//! limit from the runtime. The limit counts as applied once the plugin has read it back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
-use crate::agent::cut::{Attempted, Cuts};
-use crate::agent::reconciler::Work;
+use crate::agent::decrease::{DecreaseResult, LimitDecreases};
+use crate::agent::reconciler::WorkItem;
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::report::Reports;
 use crate::state::container::Container;
@@ -25,22 +25,22 @@ use crate::state::deferred::{Deferral, DeferredLimits};
 use crate::state::update_phase::Party;
 
 /// Pause between two passes over the deferred limits.
-const EVERY: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time for one attempt to prepare a container's limit decrease.
-const BUDGET: Duration = Duration::from_millis(300);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Time after which the plugin asks the runtime again for a limit that is not set.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time after which the plugin repeats a request for a limit that the runtime has not set.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The task that retries deferred limit decreases.
 #[derive(Debug)]
 pub struct Deferrals {
     root: Arc<CgroupRoot>,
     containers: Arc<Containers>,
-    cuts: Arc<Cuts>,
+    decreases: Arc<LimitDecreases>,
     reports: Arc<Reports>,
-    work: mpsc::UnboundedSender<Work>,
+    work: mpsc::UnboundedSender<WorkItem>,
     deferred: Arc<DeferredLimits>,
 }
 
@@ -49,12 +49,12 @@ impl Deferrals {
     pub fn new(
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
-        cuts: Arc<Cuts>,
+        decreases: Arc<LimitDecreases>,
         reports: Arc<Reports>,
-        work: mpsc::UnboundedSender<Work>,
+        work: mpsc::UnboundedSender<WorkItem>,
         deferred: Arc<DeferredLimits>,
     ) -> Self {
-        Self { root, containers, cuts, reports, work, deferred }
+        Self { root, containers, decreases, reports, work, deferred }
     }
 
     /// Runs forever.
@@ -66,13 +66,13 @@ impl Deferrals {
                 continue;
             }
             for (id, deferral) in waiting {
-                self.attend(&id, deferral).await;
+                self.retry(&id, deferral).await;
             }
-            sleep(EVERY).await;
+            sleep(RETRY_INTERVAL).await;
         }
     }
 
-    async fn attend(&self, id: &str, deferral: Deferral) {
+    async fn retry(&self, id: &str, deferral: Deferral) {
         let container = self.containers.get(id);
         let settled = match &container {
             Some(container) => match self.try_once(container, deferral).await {
@@ -91,7 +91,7 @@ impl Deferrals {
         }
     }
 
-    /// Tries the limit once. Returns whether the limit is settled.
+    /// Tries once to apply a deferred limit. Returns whether the limit needs no further try.
     async fn try_once(
         &self,
         container: &Container,
@@ -99,7 +99,7 @@ impl Deferrals {
     ) -> Result<bool, CgroupError> {
         let Some(path) = &container.cgroup else { return Ok(true) };
         let cgroup = self.root.cgroup(path)?;
-        let Deferral { limit, since, patience } = deferral;
+        let Deferral { limit, since, timeout } = deferral;
         let page = self.containers.settings().node.page_size;
         let in_force = cgroup.read(Knob::Max)?;
         if in_force <= Limit::Bytes(limit).floor_to(page) {
@@ -111,12 +111,12 @@ impl Deferrals {
         }
         let now = Instant::now();
         let requested = container.phase.limit_requested();
-        if requested.is_some_and(|requested| now.duration_since(requested) < PATIENCE) {
+        if requested.is_some_and(|requested| now.duration_since(requested) < REQUEST_TIMEOUT) {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
-        // A plugin that no longer enforces drops the limit and reports this.
-        if now.duration_since(since) >= patience || !self.containers.settings().enforces() {
+        // Outside enforce mode, the plugin gives up the limit and reports this.
+        if now.duration_since(since) >= timeout || !self.containers.settings().enforces() {
             self.reports.report(
                 &container.into(),
                 &Incident::CutGivenUp(LowerLimit { limit: limit.into(), in_force, usage }),
@@ -133,13 +133,15 @@ impl Deferrals {
         };
         if is_of_use {
             let lowered = Container { limit: Limit::Bytes(limit), ..container.clone() };
-            match self.cuts.make_room(&lowered, Party::Plugin, BUDGET).await? {
+            match self.decreases.prepare(&lowered, Party::Plugin, ATTEMPT_TIMEOUT).await? {
                 // The receiver lives as long as the program.
-                Attempted::Made => _ = self.work.send(Work::prepared_limit(container, limit)),
-                Attempted::NotMade { .. } | Attempted::Busy { .. } => {
-                    _ = self.work.send(Work::Container(container.id.clone()))
+                DecreaseResult::Prepared => {
+                    _ = self.work.send(WorkItem::prepared_limit(container, limit))
                 }
-                Attempted::NoCut => {}
+                DecreaseResult::WouldKill { .. } | DecreaseResult::Busy { .. } => {
+                    _ = self.work.send(WorkItem::Container(container.id.clone()))
+                }
+                DecreaseResult::NoDecrease => {}
             }
         }
         Ok(false)
@@ -155,13 +157,14 @@ mod tests {
 
     /// Tries a deferred limit of 100 MiB for a container with 200 MiB. Returns whether the limit is
     /// settled, and the work for the reconcile task.
-    async fn try_limit(node: &TestNode, since: Instant) -> (bool, Option<Work>) {
+    async fn try_limit(node: &TestNode, since: Instant) -> (bool, Option<WorkItem>) {
         let (work, mut todo) = mpsc::unbounded_channel();
         let (root, containers) = (node.root.clone(), node.containers.clone());
-        let cuts = Arc::new(Cuts::new(root.clone(), containers.clone()));
-        let task = Deferrals::new(root, containers, cuts, Arc::default(), work, Arc::default());
+        let decreases = Arc::new(LimitDecreases::new(root.clone(), containers.clone()));
+        let task =
+            Deferrals::new(root, containers, decreases, Arc::default(), work, Arc::default());
         let limit = Bytes::new(100 << 20);
-        let deferral = Deferral { limit, since, patience: Duration::from_secs(60) };
+        let deferral = Deferral { limit, since, timeout: Duration::from_secs(60) };
         let container = node.containers.get("1").unwrap();
         let settled = task.try_once(&container, deferral).await.unwrap();
         (settled, todo.try_recv().ok())
@@ -173,7 +176,7 @@ mod tests {
         let container = node.run("1", 200, 50);
         let (settled, work) = try_limit(&node, Instant::now()).await;
         assert!(!settled, "the limit is not in force yet");
-        assert_eq!(work, Some(Work::prepared_limit(&container, Bytes::new(100 << 20))));
+        assert_eq!(work, Some(WorkItem::prepared_limit(&container, Bytes::new(100 << 20))));
         assert_eq!(node.get(&format!("{POD}/1"), "memory.high"), (50 << 20).to_string());
     }
 
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_limit_is_given_up_after_its_patience() {
+    async fn a_limit_is_given_up_after_its_timeout() {
         let node = TestNode::new("");
         node.run("1", 200, 150);
         let since = Instant::now();
