@@ -5,7 +5,7 @@ use std::sync::Arc;
 use plimsoll_core::incident::Incident;
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::rescue::{History, Rescue, RescueDecision};
-use plimsoll_core::units::{Bytes, Limit};
+use plimsoll_core::units::Bytes;
 use tracing::debug;
 
 use super::{RAISE_RETRY, Watcher, is_due, now};
@@ -14,20 +14,13 @@ use crate::state::container::Container;
 use crate::state::rescues::is_rescue_wanted;
 
 impl Watcher {
-    /// Raises a container's limit if a raise is due. Raises the pod's limit first. Later containers
-    /// of the same name also get the raised limit.
+    /// Requests a higher limit of a container from the reconcile task if a raise is due. Later
+    /// containers of the same name also get the raised limit.
     pub(super) fn raise_if_due(&mut self, path: &CgroupPath, container: &Arc<Container>) {
         if self.containers.settings().observes() {
             return self.plan(path, container, now());
         }
         let Some(limit) = self.decide_raise(path, container, now()) else { return };
-        let raised = Container { limit: Limit::Bytes(limit), ..(**container).clone() };
-        let mut others = self.containers.in_sandbox(&container.sandbox);
-        others.retain(|other| other.name != container.name && self.levels.is_alive(other));
-        let recorded = self.containers.record(container);
-        let pod = self.containers.view_pod(&raised, None, &others, &recorded);
-        let raise = self.levels.raise_limits(&raised, &pod, false);
-        self.reports.report_all(raise.incidents);
         // The receiver lives as long as the program.
         let _ = self.work.send(WorkItem::higher_limit(container, limit));
     }

@@ -7,19 +7,17 @@ use plimsoll_core::incident::Incident;
 use plimsoll_core::outcome::Outcome;
 use plimsoll_core::policy::contention::{REPAIRS, RepairDecision};
 use plimsoll_core::policy::{KNOBS, Protection};
-use plimsoll_core::units::{Bytes, CPU_MAX, Knob, Limit};
+use plimsoll_core::units::{Bytes, CPU_MAX, Knob};
 use tracing::{debug, info, warn};
 
 use super::compare::{Comparison, LimitsInForce, Write, all_writes, compare};
 use super::updater::{FinishedBatch, PendingUpdate, QUIET};
 use super::work::WorkItem;
-use super::{
-    BATCH, DueChecks, LIMIT_RETRY_DELAY, REPAIR_CHECK_DELAY, Reconciler, STORE_RETRY_DELAY,
-};
+use super::{BATCH, DueChecks, REPAIR_CHECK_DELAY, Reconciler, STORE_RETRY_DELAY};
 use crate::cgroup::{CPU_WEIGHT, CgroupError, SWAP_MAX};
 use crate::in_own_thread;
 use crate::state::container::{Container, DesiredState};
-use crate::state::update_phase::{LimitMeaning, LimitRequest, UpdatePhase, UpdateResult};
+use crate::state::update_phase::{LimitMeaning, UpdatePhase, UpdateResult};
 
 fn log_unreadable(container: &Container, error: &CgroupError) {
     let Container { pod, name, .. } = container;
@@ -186,23 +184,6 @@ impl Reconciler {
             is_adopted.then_some(memory),
             (!is_cpu).then_some(cpu),
         );
-    }
-
-    /// Requests the user's limit again. The runtime has handled an older request of the plugin
-    /// after the user's update.
-    fn request_again(&mut self, container: &Container, in_force: Limit) {
-        match container.limit {
-            Limit::Bytes(limit) if container.limit > in_force => {
-                self.schedule(Duration::ZERO, WorkItem::higher_limit(container, limit));
-            }
-            Limit::Bytes(limit) => {
-                let timeout = self.containers.settings().config.shrink_deadline;
-                self.deferred.put(&container.id, limit, timeout);
-            }
-            // The plugin never requests an unlimited memory.max, so no request has followed the
-            // update.
-            Limit::Max => {}
-        }
     }
 
     /// Handles an unmanaged container whose files hold their original values. Sends these values to
@@ -453,42 +434,6 @@ impl Reconciler {
             self.unwatch(cgroup);
         }
     }
-
-    /// Requests another limit of a running container from the runtime.
-    pub(super) fn request_limit(&mut self, work: WorkItem, due: &mut DueChecks) {
-        let WorkItem::Limit { id, limit, origin, is_prepared } = &work else { return };
-        let now = tokio::time::Instant::now();
-        let begin = |phase: &mut UpdatePhase| phase.begin_limit_request(*origin, *is_prepared, now);
-        match self.containers.on_phase(id, begin) {
-            Some(LimitRequest::Send) => {}
-            Some(LimitRequest::Wait) => return self.schedule(LIMIT_RETRY_DELAY, work),
-            Some(LimitRequest::Drop) => {
-                // A prepared decrease may have lowered memory.high.
-                due.containers.entry(id.clone()).or_default();
-                return;
-            }
-            None => return,
-        }
-        let Some(container) = self.containers.get(id) else { return };
-        let cgroup = container.cgroup.as_ref().and_then(|cgroup| self.root.cgroup(cgroup).ok());
-        let in_force = cgroup.as_ref().and_then(|cgroup| cgroup.read(Knob::Max).ok());
-        let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
-        let observed = in_force.unwrap_or(container.limit);
-        let write = Write { knob: Knob::Max, observed, desired: Limit::Bytes(*limit) };
-        // The plugin requests limits only in enforce mode. The updater sends attempt 2 alone, so
-        // that the runtime gives the reason of a failure.
-        let pending = PendingUpdate {
-            container,
-            writes: vec![write],
-            is_limit_request: true,
-            attempt: 2,
-            swap_max,
-            enforces: true,
-            is_foreign: false,
-        };
-        // The receiver lives as long as this task.
-        let _ = self.updater.send(vec![pending]);
-    }
 }
 
 /// Returns whether a request to the runtime is safe. The runtime writes its own limit with each
@@ -500,7 +445,7 @@ fn may_request(container: &Container, comparison: &Comparison) -> bool {
 #[cfg(test)]
 mod tests {
     use nri::{Identity, Stub};
-    use plimsoll_core::units::{Bytes, CpuMax};
+    use plimsoll_core::units::{Bytes, CpuMax, Limit};
 
     use super::*;
     use crate::agent::node::Node;

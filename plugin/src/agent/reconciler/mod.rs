@@ -10,6 +10,7 @@
 mod census;
 mod compare;
 mod containers;
+mod limits;
 mod survey;
 mod updater;
 mod watching;
