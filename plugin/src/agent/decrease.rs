@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use plimsoll_core::incident::LowerLimit;
 use plimsoll_core::pod::CgroupPath;
-use plimsoll_core::policy::resize::{self, DecreaseCheck, Usage};
+use plimsoll_core::policy::limit_decrease::{self, DecreaseCheck, Usage};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::oneshot;
 
@@ -122,7 +122,9 @@ impl LimitDecreases {
             Err(error) => {
                 let usage = self.root.cgroup(path).and_then(|cgroup| cgroup.usage_in_parts());
                 match usage {
-                    Ok(usage) if resize::check_decrease(limit, &usage) != DecreaseCheck::Fits => {
+                    Ok(usage)
+                        if limit_decrease::check_decrease(limit, &usage) != DecreaseCheck::Fits =>
+                    {
                         Preparation::WouldKill(usage)
                     }
                     _ => return Err(error),
@@ -144,7 +146,7 @@ impl LimitDecreases {
         let in_force =
             cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > container.limit)?;
         let usage = cgroup.usage_in_parts().ok()?;
-        let kills = resize::check_decrease(limit, &usage) == DecreaseCheck::Kills;
+        let kills = limit_decrease::check_decrease(limit, &usage) == DecreaseCheck::Kills;
         kills.then_some(LowerLimit { limit: container.limit, in_force, usage })
     }
 
@@ -155,7 +157,8 @@ impl LimitDecreases {
         let in_force =
             cgroup.read(Knob::Max).ok().filter(|in_force| *in_force > Limit::Bytes(limit))?;
         let usage = cgroup.usage_in_parts().ok()?;
-        let kills = resize::fits(self.max_pod_usage(id, limit), &usage) == DecreaseCheck::Kills;
+        let kills =
+            limit_decrease::fits(self.max_pod_usage(id, limit), &usage) == DecreaseCheck::Kills;
         kills.then_some(LowerLimit { limit: limit.into(), in_force, usage })
     }
 
@@ -170,7 +173,7 @@ impl LimitDecreases {
             .try_fold(Bytes::ZERO, |sum, other| Some(sum.saturating_add(other.limit.bytes()?)));
         match together {
             Some(together) if together <= limit => limit,
-            _ => limit.saturating_sub(resize::margin(limit)),
+            _ => limit.saturating_sub(limit_decrease::margin(limit)),
         }
     }
 
@@ -212,7 +215,7 @@ impl LimitDecreases {
         // Whatever the result of the reclaim, the usage decides.
         let _ = tokio::time::timeout(budget + LAST_CHECK_TIMEOUT, receiver).await;
         let usage = self.root.cgroup(pod)?.usage_in_parts()?;
-        Ok(match resize::fits(most, &usage) {
+        Ok(match limit_decrease::fits(most, &usage) {
             DecreaseCheck::Fits => DecreaseResult::Prepared,
             DecreaseCheck::Reclaim | DecreaseCheck::Kills => {
                 DecreaseResult::WouldKill { in_force, usage }
@@ -285,19 +288,19 @@ fn try_prepare(
     high: Limit,
     deadline: Instant,
 ) -> Result<Preparation, CgroupError> {
-    let most = limit.saturating_sub(resize::margin(limit));
+    let most = limit.saturating_sub(limit_decrease::margin(limit));
     if let Some(usage) = reclaim(cgroup, most, deadline)? {
         return Ok(Preparation::WouldKill(usage));
     }
     // Use the lowest memory.high that throttles only growth, because the runtime may take long to
     // set the limit.
-    let line = Limit::Bytes(cgroup.usage()?.max(resize::margin(limit)).min(most));
+    let line = Limit::Bytes(cgroup.usage()?.max(limit_decrease::margin(limit)).min(most));
     if high > line {
         cgroup.write(Knob::High, line)?;
     }
     let usage = cgroup.usage_in_parts()?;
     // Each CPU may have charged a little beyond memory.high.
-    let slack = Bytes::new(resize::margin(limit).get() / 2);
+    let slack = Bytes::new(limit_decrease::margin(limit).get() / 2);
     if usage.current <= most.saturating_add(slack) {
         Ok(Preparation::Done)
     } else {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plimsoll_core::incident::{Incident, LowerLimit};
-use plimsoll_core::policy::resize::{self, DecreaseCheck, STALLED};
+use plimsoll_core::policy::limit_decrease::{self, DecreaseCheck, STALLED};
 use plimsoll_core::units::{Knob, Limit};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
@@ -124,7 +124,7 @@ impl Deferrals {
             return Ok(true);
         }
         // Without memory.pressure the plugin tries as well, because each pass reclaims little.
-        let is_of_use = match resize::check_decrease(limit, &usage) {
+        let is_of_use = match limit_decrease::check_decrease(limit, &usage) {
             DecreaseCheck::Kills => false,
             DecreaseCheck::Reclaim => {
                 cgroup.pressure().map_or(0.0, |pressure| pressure.percent) < STALLED

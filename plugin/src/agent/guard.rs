@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use plimsoll_core::incident::{Incident, LowerLimit, Subject};
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::contention::{Contention, RepairDecision};
-use plimsoll_core::policy::resize::{self, Usage};
+use plimsoll_core::policy::limit_decrease::{self, Usage};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -446,7 +446,7 @@ async fn max_written(watch: &mut Option<Watch>) -> bool {
 /// Reclaims memory until the plugin can set `limit` without an OOM kill. Returns the usage if the
 /// reclaim fails.
 fn reclaim_below(cgroup: &Cgroup, limit: Bytes) -> Result<Option<Usage>, CgroupError> {
-    let most = limit.saturating_sub(resize::margin(limit));
+    let most = limit.saturating_sub(limit_decrease::margin(limit));
     Ok(match cgroup.reclaim_to(most, RECLAIM_STEP, Instant::now() + RECLAIM_TIMEOUT)? {
         Reclaimed::Fits => None,
         // The guard does not lower memory.high, so nothing else makes the kernel reclaim.

@@ -158,7 +158,7 @@ fn retry_delay(error: &SystemdError) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use plimsoll_core::policy::Protection;
-    use plimsoll_core::policy::resize::Raise;
+    use plimsoll_core::policy::limit_decrease::Raise;
     use plimsoll_core::units::Bytes;
 
     use super::*;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use plimsoll_core::incident::{HighChange, Incident};
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::hierarchy::PodPlace;
-use plimsoll_core::policy::resize::ThrottleState;
+use plimsoll_core::policy::limit_decrease::ThrottleState;
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};

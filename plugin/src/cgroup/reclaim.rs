@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use plimsoll_core::policy::resize::{self, DecreaseCheck, Usage};
+use plimsoll_core::policy::limit_decrease::{self, DecreaseCheck, Usage};
 use plimsoll_core::units::Bytes;
 
 use crate::cgroup::{Cgroup, CgroupError};
@@ -48,7 +48,7 @@ fn reclaim_to(
 ) -> Result<Reclaimed, CgroupError> {
     let mut usage = read_usage()?;
     loop {
-        match resize::fits(most, &usage) {
+        match limit_decrease::fits(most, &usage) {
             DecreaseCheck::Fits => return Ok(Reclaimed::Fits),
             DecreaseCheck::Reclaim if !is_late() => {}
             DecreaseCheck::Reclaim | DecreaseCheck::Kills => return Ok(Reclaimed::Above(usage)),

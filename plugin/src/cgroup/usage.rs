@@ -2,7 +2,7 @@
 
 use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::hierarchy::ObservedCgroup;
-use plimsoll_core::policy::resize::Usage;
+use plimsoll_core::policy::limit_decrease::Usage;
 use plimsoll_core::units::{Bytes, Knob, Limit};
 
 use super::directory::Cgroup;

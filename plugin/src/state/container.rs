@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use plimsoll_core::incident::Subject;
 use plimsoll_core::pod::{CgroupPath, PodUid, QosClass, Request};
 use plimsoll_core::policy::hierarchy::PodPlace;
-use plimsoll_core::policy::resize::Limits;
+use plimsoll_core::policy::limit_decrease::Limits;
 use plimsoll_core::policy::{Decision, Desired, KNOBS, Reason, Setting};
 use plimsoll_core::requests::Notice;
 use plimsoll_core::requests::annotation::Overrides;

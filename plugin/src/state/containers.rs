@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use plimsoll_core::pod::Resources;
-use plimsoll_core::policy::resize::Limits;
+use plimsoll_core::policy::limit_decrease::Limits;
 use plimsoll_core::policy::{self, Policy};
 use plimsoll_core::requests::{self, RequestFacts};
 use plimsoll_core::units::{Bytes, CpuMax, Limit};

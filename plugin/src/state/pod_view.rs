@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use plimsoll_core::policy::limit_decrease::Limits;
 use plimsoll_core::policy::pod_limit::{Member, PodLimitRecord, RecordedLimit};
-use plimsoll_core::policy::resize::Limits;
 use plimsoll_core::units::{Bytes, Limit, MilliCpu};
 
 use crate::kubelet::checkpoint::{PodLevel, PodRecord, RecordSearch, RecordedLimits};

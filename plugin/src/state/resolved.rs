@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use plimsoll_core::incident::{Incident, Occurrence};
-use plimsoll_core::policy::resize::{self, Limits};
+use plimsoll_core::policy::limit_decrease::{self, Limits};
 use plimsoll_core::units::Limit;
 
 use crate::kubelet::checkpoint::RecordSearch;
@@ -76,7 +76,7 @@ impl Containers {
         let Limit::Bytes(limit) = container.limit else { return None };
         let request = desired_state.request?.at_most;
         let most = self.settings().config.max_limit_request_ratio?;
-        resize::is_overcommitted(limit, request, most).then_some(Incident::Overcommitted {
+        limit_decrease::is_overcommitted(limit, request, most).then_some(Incident::Overcommitted {
             request,
             limit,
             most,

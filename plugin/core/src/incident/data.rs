@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::subject::Subject;
 use crate::pod::kubepods;
-use crate::policy::resize::Usage;
+use crate::policy::limit_decrease::Usage;
 use crate::units::{Bytes, CpuMax, Knob, Limit};
 
 /// A memory limit that is lower than the usage of a container, of a pod or of all pods.

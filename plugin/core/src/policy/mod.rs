@@ -10,12 +10,12 @@ pub mod contention;
 mod decision;
 pub mod guard;
 pub mod hierarchy;
+pub mod limit_decrease;
 mod node_policy;
 pub mod pod_limit;
 mod protection;
 mod reason;
 pub mod rescue;
-pub mod resize;
 pub mod stall;
 
 pub use self::container::{desired, overhead};

@@ -1,6 +1,6 @@
 //! Access to the places of fields in a configuration.
 
-/// Creates the [`Access`](crate::config::fields::field::Access) of a field.
+/// Creates the [`Access`](crate::config::fields::field_type::Access) of a field.
 ///
 /// - `access!(repair)`: the field is `repair` in `Config`.
 /// - `access!(brake => kills)`: the field is `kills` in the value of the optional `brake`.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::{Bytes, excerpt};
 
-use crate::config::fields::field::{Field, Kind};
+use crate::config::fields::field_type::{Field, Kind};
 use crate::config::setting::{AUTO, Value};
 use crate::config::value::RawValue;
 

@@ -1,6 +1,6 @@
 //! Descriptions of the values that a field allows.
 
-use crate::config::fields::field::{Field, Kind, Range};
+use crate::config::fields::field_type::{Field, Kind, Range};
 
 impl Field {
     /// Describes the allowed values, without `null` and without examples.

@@ -10,7 +10,7 @@
 mod access;
 mod check;
 mod expected;
-mod field;
+mod field_type;
 mod node;
 mod observing;
 mod resizes;
@@ -18,7 +18,7 @@ mod safety;
 mod values;
 
 pub(super) use self::check::Mistake;
-pub use self::field::{Choice, Field, Kind, Range};
+pub use self::field_type::{Choice, Field, Kind, Range};
 pub(super) use self::node::{GUARD, KUBE_CGROUP, KUBE_RESERVED, SYSTEM_CGROUP, SYSTEM_RESERVED};
 pub(super) use self::resizes::{RAISE, RESCUE};
 

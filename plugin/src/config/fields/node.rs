@@ -1,7 +1,7 @@
 //! Fields for the memory of the node beside the pods.
 
 use crate::config::fields::access::access;
-use crate::config::fields::field::{Access, Field, Kind};
+use crate::config::fields::field_type::{Access, Field, Kind};
 use crate::config::model::Config;
 use crate::config::reserved::Owner;
 use crate::config::setting::{Setting as _, Value};

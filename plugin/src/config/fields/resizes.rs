@@ -1,7 +1,7 @@
 //! Fields for throttled containers, resizes and OOM kills.
 
 use crate::config::fields::access::access;
-use crate::config::fields::field::{Access, Choice, Field, Kind, Range};
+use crate::config::fields::field_type::{Access, Choice, Field, Kind, Range};
 use crate::config::setting::Setting as _;
 
 pub(super) static DEADLINE: Field = Field {

@@ -1,7 +1,7 @@
 //! Fields for foreign changes and for the automatic brake.
 
 use crate::config::fields::access::access;
-use crate::config::fields::field::{Access, Field, Kind};
+use crate::config::fields::field_type::{Access, Field, Kind};
 use crate::config::setting::Setting as _;
 
 pub(super) static REPAIR: Field = Field {

@@ -2,7 +2,7 @@
 
 use plimsoll_core::incident::{Incident, LowerLimit, Subject};
 use plimsoll_core::pod::PodUid;
-use plimsoll_core::policy::resize::Usage;
+use plimsoll_core::policy::limit_decrease::Usage;
 use plimsoll_core::units::Bytes;
 
 use crate::report::events::draft::EventDraft;

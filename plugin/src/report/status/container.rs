@@ -2,7 +2,7 @@
 
 use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::hierarchy::{ObservedCgroup, Standing};
-use plimsoll_core::policy::resize::{self, ThrottleState};
+use plimsoll_core::policy::limit_decrease::{self, ThrottleState};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 
 use crate::report::recent::Report;
@@ -133,7 +133,7 @@ impl KnownContainer<'_> {
         let most = settings.config.max_limit_request_ratio;
         match (self.container.limit, self.at_most(), most) {
             (Limit::Bytes(limit), Some(request), Some(most)) => {
-                resize::is_overcommitted(limit, request, most)
+                limit_decrease::is_overcommitted(limit, request, most)
             }
             _ => false,
         }

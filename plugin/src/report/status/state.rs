@@ -2,7 +2,7 @@
 
 use plimsoll_core::incident::{Incident, IncidentKind};
 use plimsoll_core::policy::hierarchy::Standing;
-use plimsoll_core::policy::resize::ThrottleState;
+use plimsoll_core::policy::limit_decrease::ThrottleState;
 use plimsoll_core::units::{Bytes, Limit};
 
 use crate::report::recent::Report;
@@ -103,7 +103,7 @@ impl StateInputs<'_> {
 #[cfg(test)]
 mod tests {
     use plimsoll_core::incident::LowerLimit;
-    use plimsoll_core::policy::resize::Usage;
+    use plimsoll_core::policy::limit_decrease::Usage;
     use plimsoll_core::units::Knob;
 
     use super::*;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::Protection;
-use plimsoll_core::policy::resize::Raise;
+use plimsoll_core::policy::limit_decrease::Raise;
 
 use super::{InForce, Levels, State};
 use crate::cgroup::systemd::{Persistence, SystemdError};

@@ -10,8 +10,6 @@
 //! Therefore the plugin reads the files after each update and each own request.
 
 mod events;
-#[cfg(test)]
-mod model;
 mod phase;
 #[cfg(test)]
 mod tests;

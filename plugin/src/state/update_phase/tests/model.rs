@@ -6,7 +6,7 @@ use proptest::prelude::{Arbitrary, BoxedStrategy, Just, Strategy};
 use proptest::prop_oneof;
 use tokio::time::Instant;
 
-use super::{
+use super::super::{
     LimitMeaning, LimitOrigin, LimitRequest, Party, StoredValues, UpdateId, UpdatePhase,
     stored_values,
 };

@@ -1,8 +1,10 @@
+mod model;
+
 use plimsoll_core::units::{Bytes, Limit};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::model::{Event, World};
+use self::model::{Event, World};
 use super::*;
 
 proptest! {
