@@ -103,7 +103,11 @@ impl Reconciler {
             }
             let high = comparison.desired_state.value(Knob::High);
             if container.phase.is_in_files_only(high) && may_request(container, &comparison) {
-                if self.containers.until_quiet(QUIET).is_zero() {
+                // The runtime may be busy for long, or refuse the request each time.
+                let retry_from = tokio::time::Instant::now().checked_sub(STORE_RETRY_DELAY);
+                let is_recent =
+                    retry_from.is_none_or(|from| container.phase.has_requested_values_since(from));
+                if !is_recent && self.containers.until_quiet(QUIET).is_zero() {
                     let writes = all_writes(&comparison.desired_state);
                     return self.request_values(container, &comparison, writes, enforces, false);
                 }
@@ -220,7 +224,9 @@ impl Reconciler {
         enforces: bool,
         is_foreign: bool,
     ) -> Option<PendingUpdate> {
-        let begun = self.containers.on_phase(&container.id, UpdatePhase::begin_values_request)?;
+        let now = tokio::time::Instant::now();
+        let begin = |phase: &mut UpdatePhase| phase.begin_values_request(now);
+        let begun = self.containers.on_phase(&container.id, begin)?;
         if begun && let Some(LimitsInForce { memory, .. }) = comparison.in_force {
             writes.push(Write { knob: Knob::Max, observed: memory, desired: memory });
         }

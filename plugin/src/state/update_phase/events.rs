@@ -136,9 +136,10 @@ impl UpdatePhase {
     /// The plugin is about to request memory values. Returns whether the request must contain the
     /// limit in force. Otherwise the runtime would write the limit that it has stored, and a lower
     /// limit could cause an OOM kill.
-    pub fn begin_values_request(&mut self) -> bool {
+    pub fn begin_values_request(&mut self, now: Instant) -> bool {
         let has_limit = self.is_limit_unstored;
         self.request = Request::Values { has_limit };
+        self.values_requested = Some(now);
         // A direct write that still waits must not run after the runtime's write.
         self.outdate();
         has_limit

@@ -50,6 +50,8 @@ pub struct UpdatePhase {
     pub(super) is_overtaken: bool,
     /// Time of the plugin's last request for a limit.
     pub(super) limit_requested: Option<Instant>,
+    /// Time of the plugin's last request for memory values.
+    pub(super) values_requested: Option<Instant>,
     pub(super) high: HighOverride,
     /// Desired values when the plugin last found them in all files.
     pub(super) stored: Option<StoredValues>,
@@ -184,6 +186,7 @@ impl Default for UpdatePhase {
             is_limit_requested: false,
             is_overtaken: false,
             limit_requested: None,
+            values_requested: None,
             high: HighOverride::default(),
             stored: None,
             is_written: false,
@@ -242,6 +245,11 @@ impl UpdatePhase {
     /// Returns the time of the plugin's last request for a limit.
     pub fn limit_requested(&self) -> Option<Instant> {
         self.limit_requested
+    }
+
+    /// Returns whether the plugin has requested memory values since `earlier`.
+    pub fn has_requested_values_since(&self, earlier: Instant) -> bool {
+        self.values_requested.is_some_and(|requested| requested > earlier)
     }
 
     /// Returns the temporary values of `memory.high`.

@@ -1,5 +1,7 @@
 mod model;
 
+use std::time::Duration;
+
 use plimsoll_core::units::{Bytes, Limit};
 use proptest::prelude::*;
 use tokio::time::Instant;
@@ -107,7 +109,7 @@ fn an_announced_update_voids_a_prepared_decrease() {
 fn a_decrease_of_the_plugin_waits_for_everything_else() {
     assert!(!announced(1).begin_decrease(Party::Plugin, Limit::Max));
     let mut phase = UpdatePhase::default();
-    phase.begin_values_request();
+    phase.begin_values_request(Instant::now());
     assert!(!phase.begin_decrease(Party::Plugin, Limit::Max));
     phase.answered(true);
     assert!(phase.begin_decrease(Party::Plugin, Limit::Max));
@@ -146,9 +148,9 @@ fn the_runtime_gets_an_adopted_limit_with_the_next_values() {
     let mut phase = announced(1);
     phase.give_up(UpdateId::new(1));
     phase.limits_read_back(true);
-    assert!(phase.begin_values_request(), "the request contains the limit");
+    assert!(phase.begin_values_request(Instant::now()), "the request contains the limit");
     phase.answered(true);
-    assert!(!phase.begin_values_request());
+    assert!(!phase.begin_values_request(Instant::now()));
 }
 
 #[test]
@@ -160,15 +162,26 @@ fn a_lowered_file_that_happens_to_be_right_is_not_stored() {
 }
 
 #[test]
+fn a_refused_request_for_values_is_remembered() {
+    let (mut phase, before) = (UpdatePhase::default(), Instant::now());
+    assert!(!phase.has_requested_values_since(before));
+    let now = before + Duration::from_secs(1);
+    phase.begin_values_request(now);
+    phase.answered(false);
+    assert!(phase.has_requested_values_since(before), "no request follows at once");
+    assert!(!phase.has_requested_values_since(now));
+}
+
+#[test]
 fn values_of_a_busy_runtime_are_not_stored() {
     let (mut phase, values) = (UpdatePhase::default(), [None, None, Some(limit(90))]);
-    phase.begin_values_request();
+    phase.begin_values_request(Instant::now());
     phase.answered(false);
     phase.write_files_only();
     phase.write();
     assert!(phase.settle(values));
     assert!(!phase.has_stored(&values));
-    phase.begin_values_request();
+    phase.begin_values_request(Instant::now());
     phase.answered(true);
     phase.settle(values);
     assert!(phase.has_stored(&values));

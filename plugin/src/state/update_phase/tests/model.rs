@@ -515,7 +515,7 @@ impl World {
     }
 
     fn request_values(&mut self, high: Option<Limit>) {
-        let limit = self.phase.begin_values_request().then_some(self.kernel.max);
+        let limit = self.phase.begin_values_request(self.now).then_some(self.kernel.max);
         let (decided, state) = (self.phase, Progress::Waits);
         self.own = Some(OwnRequest { decided, kind: RequestKind::Values, limit, high, state });
     }
