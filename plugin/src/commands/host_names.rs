@@ -1,8 +1,8 @@
 //! Host name lookups of a statically linked program.
 
-/// Restricts host name lookups to /etc/hosts and DNS. For other sources in /etc/nsswitch.conf,
-/// glibc loads modules of the node into a static program. The modules load the node's C library,
-/// which differs from the C library that the program was built with.
+/// Restricts host name lookups to /etc/hosts and DNS. For every other source in /etc/nsswitch.conf,
+/// glibc would load a module from the node into this static program. The module would load the
+/// node's C library, which differs from the program's built-in C library.
 pub(super) fn look_names_up_alone() {
     use std::ffi::{c_char, c_int};
 
