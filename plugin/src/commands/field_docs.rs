@@ -10,7 +10,7 @@ use crate::config::fields::{Field, Kind};
 /// Width of a configuration file, in columns.
 const FILE_COLUMNS: usize = 100;
 
-/// Fields with their defaults and their documentation, for the help of a command.
+/// Help text about the configuration's fields: the default and the documentation of each field.
 pub(super) struct Help;
 
 impl fmt::Display for Help {

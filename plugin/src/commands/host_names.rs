@@ -11,8 +11,8 @@ pub(super) fn look_names_up_alone() {
     unsafe extern "C" {
         fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
     }
-    // SAFETY: both strings end with a zero byte, and glibc only reads them. No other thread runs
-    // yet.
+    // SAFETY: both strings end with a zero byte, and glibc only reads the strings. No other thread
+    // runs yet.
     #[allow(unsafe_code)]
     let status = unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
     debug_assert_eq!(status, 0, "glibc has a database 'hosts' with these services");

@@ -97,8 +97,8 @@ impl Reports {
             Incident::Rescued { .. } => metrics.rescued(Outcome::Applied),
             Incident::AtCeiling { .. } => metrics.rescued(Outcome::Rejected),
             Incident::Released(_) => _ = metrics.stalls_released.inc(),
-            // Other code counts `NotResized` and `Killed`. That code counts an update once, even
-            // with several files, and counts every single kill.
+            // Other code counts `NotResized` (once per update, even with several files) and
+            // `Killed` (every single kill).
             Incident::NotResized { .. }
             | Incident::Killed { .. }
             | Incident::BeyondNode { .. }

@@ -46,5 +46,5 @@ pub enum PathState {
     Directory(PathBuf),
 }
 
-/// The failure that is reported after the user has interrupted the program.
+/// The failure message after the user has interrupted the program.
 pub(super) const INTERRUPTED: &str = "interrupted";

@@ -9,7 +9,7 @@ use crate::commands::install::process::PluginProcess;
 use crate::commands::install::steps::{CONNECT, SYNCHRONIZED};
 use crate::config::DROP_INS;
 
-/// The reason shown for a step that replaces the running plugin.
+/// The reason that a plan shows for a step that replaces the running plugin.
 const RECONNECTION: &str = "the plugin reconnects once; new containers get their values after that";
 
 impl InstallFacts {

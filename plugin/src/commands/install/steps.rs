@@ -5,10 +5,10 @@ use crate::commands::install::paths::{ENABLED, SERVICE, UNIT};
 use crate::commands::install::plan::{Action, Plan, PlanStep, systemctl};
 use crate::state::originals;
 
-/// The reason shown for [`Action::AwaitRuntime`].
+/// The reason that a plan shows for [`Action::AwaitRuntime`].
 pub(super) const CONNECT: &str = "plugins connect to this socket";
 
-/// The reason shown for [`Action::AwaitSynchronized`].
+/// The reason that a plan shows for [`Action::AwaitSynchronized`].
 pub(super) const SYNCHRONIZED: &str = "from then on containers get their values";
 
 impl InstallFacts {

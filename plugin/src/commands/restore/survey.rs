@@ -27,7 +27,7 @@ pub(super) struct ChangedCgroup {
 #[derive(Default)]
 pub(super) struct Survey {
     pub(super) changed: Vec<ChangedCgroup>,
-    /// Ids of containers whose cgroup was not found.
+    /// Ids of containers whose cgroups the search did not find.
     pub(super) missing: BTreeSet<String>,
     /// Descriptions of what no longer exists: removed cgroups, and containers that the runtime does
     /// not list.
@@ -86,7 +86,7 @@ impl Survey {
         survey
     }
 
-    /// Copies the values that cgroups held before the restore from an earlier survey.
+    /// Takes the values before the restore from an earlier survey.
     pub(super) fn copy_values_before(&mut self, earlier: Survey) {
         for changed in &mut self.changed {
             if let Some(former) =

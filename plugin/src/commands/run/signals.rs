@@ -77,7 +77,7 @@ pub(super) struct Signals {
     terminate: Signal,
     replace: Signal,
     reload: Signal,
-    /// Signals without an effect, with their names.
+    /// The signals without an effect, each with its name.
     others: [(&'static str, Signal); 4],
     early: EarlySignals,
 }

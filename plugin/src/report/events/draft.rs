@@ -66,8 +66,8 @@ impl EventDraft {
             action,
             is_warning: what.is_warning(),
             desired: match what.kind() {
-                // The plugin changes `memory.high` in several steps but writes one Event for all of
-                // them.
+                // The plugin changes `memory.high` in several steps but writes only one Event for
+                // all steps.
                 IncidentKind::Released | IncidentKind::PutBack => None,
                 _ => what.fields().desired.or(what.fields().limit),
             },

@@ -1,6 +1,6 @@
 //! Facts about a node. The code that collects the facts does not judge them.
 //!
-//! The fact that a file is unreadable counts too. Each read has a maximum size, and doctor changes
+//! An unreadable file counts as a fact too. Each read has a maximum size, and doctor changes
 //! nothing on the node.
 
 pub(crate) mod cgroups;

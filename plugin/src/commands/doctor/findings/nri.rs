@@ -13,7 +13,7 @@ use crate::host::runtime::kind::{RuntimeKind, RuntimeProduct};
 use crate::host::runtime::nri_settings::NriSwitch;
 use crate::host::socket::Socket;
 
-/// Default of the time that a runtime waits for a plugin's answer to a request.
+/// Default timeout of a runtime for a plugin's answer to a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Shortest request or registration timeout that causes no warning.
