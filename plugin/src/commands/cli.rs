@@ -1,4 +1,4 @@
-//! Command line of the program and the call of its commands.
+//! Command line of the program, and the start of the command that the user names.
 
 use std::process::ExitCode;
 
@@ -84,8 +84,8 @@ pub fn main() -> ExitCode {
         Ok(code) => return code,
         Err(failure) => failure.into_parts(),
     };
-    // Only `run` starts a logger. It logs its failure itself, unless the log cannot take the last
-    // message of the process. The alternate form prints the error and its causes on one line.
+    // Only `run` starts a logger. `run` logs its failure itself, unless the log cannot show the
+    // last message of a process. The alternate form prints the error and its causes on one line.
     eprintln!("{error:#}");
     ExitCode::from(code)
 }

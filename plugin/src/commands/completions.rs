@@ -18,7 +18,7 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
-    /// Prints the completions of `program`.
+    /// Prints the shell completions for `program`.
     pub(crate) fn run(self, mut program: clap::Command) -> Result<(), Failure> {
         let mut text = Vec::new();
         clap_complete::generate(self.shell, &mut program, "plimsoll", &mut text);

@@ -23,7 +23,7 @@ Examples:
 }
 
 impl ConfigCommand {
-    /// Prints the file.
+    /// Prints the configuration file.
     pub(crate) fn run(self) -> Result<(), Failure> {
         match self.action {
             Action::Default => print(format_args!("{DefaultFile}")),

@@ -1,6 +1,6 @@
 //! Failure of a command and its exit code.
 
-/// The failure of a command, by exit code.
+/// The failure of a command. Each variant has its own exit code.
 pub(crate) enum Failure {
     /// A failure that the user did not cause: exit code 1.
     Runtime(anyhow::Error),

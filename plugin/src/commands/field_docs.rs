@@ -1,4 +1,5 @@
-//! Documentation of the configuration's fields as text: for the help, and as a configuration file.
+//! Documentation of the configuration's fields as text, for the help of commands and for a
+//! configuration file.
 
 use std::fmt::{self, Write as _};
 
@@ -9,7 +10,7 @@ use crate::config::fields::{Field, Kind};
 /// Width of a configuration file, in columns.
 const FILE_COLUMNS: usize = 100;
 
-/// Fields with their defaults and their documentation, for the help of a command.
+/// Help text about the configuration's fields: the default and the documentation of each field.
 pub(super) struct Help;
 
 impl fmt::Display for Help {
@@ -69,14 +70,14 @@ impl fmt::Display for DefaultFile {
 fn mapping(field: &Field) -> Result<String, fmt::Error> {
     let mut text = format!("{}:\n", field.name);
     for inner in field.fields() {
-        // A commented-out mapping has two more columns.
+        // A commented-out mapping needs two more columns for `# `.
         write_docs(&mut text, "  # ", FILE_COLUMNS - 2, inner)?;
         writeln!(text, "  {}: {}", inner.name, inner.default.unwrap_or(example(inner)))?;
     }
     Ok(text)
 }
 
-/// Writes YAML as a comment.
+/// Writes YAML text as a comment.
 fn commented_out(f: &mut dyn fmt::Write, text: &str) -> fmt::Result {
     text.lines().try_for_each(|line| writeln!(f, "# {line}"))
 }
@@ -86,7 +87,8 @@ fn example(field: &Field) -> &'static str {
     field.examples.first().copied().unwrap_or_default()
 }
 
-/// Writes the documentation of a field in lines of at most `columns`, each after `prefix`.
+/// Writes the documentation of a field in lines of at most `columns` columns. Each line starts with
+/// `prefix`.
 fn write_docs(f: &mut dyn fmt::Write, prefix: &str, columns: usize, field: &Field) -> fmt::Result {
     wrap_after(f, prefix, columns, field.doc)?;
     if let Kind::Choice(choices) = &field.kind {

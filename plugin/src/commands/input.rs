@@ -10,7 +10,7 @@ use plimsoll_core::units::Bytes;
 use crate::commands::failure::Failure;
 use crate::config::{self, Config};
 
-/// Parses the value of an option: an amount of memory above 0.
+/// Parses the value of a command-line option that is an amount of memory above 0.
 pub(in crate::commands) fn quantity(text: &str) -> Result<Bytes, String> {
     match Bytes::from_quantity(text) {
         Ok(Bytes::ZERO) => Err("expected a quantity above 0".to_owned()),
@@ -25,15 +25,15 @@ pub(in crate::commands) fn load_config(path: &Path) -> Result<Config, Failure> {
     Config::parse(&text, &shown(path)).map_err(|errors| Failure::Usage(errors.into()))
 }
 
-/// Reads a file or standard input, at most `most` + 1 bytes. The extra byte shows the caller that
-/// the input is too large.
+/// Reads at most `most` + 1 bytes from a file or standard input. The extra byte shows the caller
+/// that the input is too large.
 pub(in crate::commands) fn read(path: &Path, most: usize) -> Result<Vec<u8>, Failure> {
     read_file(path, most)
         .with_context(|| format!("cannot read {}", shown(path)))
         .map_err(Failure::Usage)
 }
 
-/// Reads a file or standard input, as [`read`] does.
+/// Reads from a file or standard input like [`read`], but returns an I/O error.
 pub(in crate::commands) fn read_file(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let source: Box<dyn Read> =
@@ -42,7 +42,7 @@ pub(in crate::commands) fn read_file(path: &Path, most: usize) -> io::Result<Vec
     Ok(bytes)
 }
 
-/// Returns the name of a file for messages.
+/// Returns the name by which messages refer to a file.
 pub(in crate::commands) fn shown(path: &Path) -> String {
     if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Man {
 }
 
 impl Man {
-    /// Writes the pages of `program`.
+    /// Writes the manual pages of `program`.
     pub(crate) fn run(self, program: clap::Command) -> Result<(), Failure> {
         // Omit the page of the `help` command, because `--help` prints the same text.
         clap_mangen::generate_to(program.disable_help_subcommand(true), &self.directory)

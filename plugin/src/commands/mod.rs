@@ -1,4 +1,4 @@
-//! The command line. One file or folder per command.
+//! The command line. Each command has one file or folder.
 
 mod check;
 pub mod cli;

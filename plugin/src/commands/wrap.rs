@@ -5,12 +5,14 @@ use std::fmt;
 /// Width of the text, in columns.
 pub(super) const COLUMNS: usize = 80;
 
-/// Writes indented text in lines of at most [`COLUMNS`]. A longer word stays whole.
+/// Writes indented text in lines of at most [`COLUMNS`]. A word that is longer than a line stays
+/// whole.
 pub(crate) fn wrap(f: &mut fmt::Formatter<'_>, indent: usize, text: &str) -> fmt::Result {
     wrap_after(f, &" ".repeat(indent), COLUMNS, text)
 }
 
-/// Writes text in lines of at most `columns`, each after `prefix`. A longer word stays whole.
+/// Writes text in lines of at most `columns` columns. Each line starts with `prefix`. A word that
+/// is longer than a line stays whole.
 pub(super) fn wrap_after(
     f: &mut dyn fmt::Write,
     prefix: &str,

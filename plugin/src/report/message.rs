@@ -6,11 +6,11 @@ use tracing::{info, warn};
 
 use crate::report::mode::ReportMode;
 
-/// Writes one log message.
+/// Writes the log message of an incident.
 pub(super) fn log_incident(subject: &Subject, what: &Incident, mode: ReportMode) {
     let fields = what.fields();
-    // The pod and container names identify a container, so only the message about a kill has the
-    // cgroup.
+    // The names of pod and container identify a container, so only the message about a kill also
+    // shows the cgroup.
     let cgroup = subject
         .cgroup
         .as_ref()

@@ -14,34 +14,34 @@ use crate::report::mode::ReportMode;
 /// Maximum number of different incidents that the plugin remembers for one container or cgroup.
 const MOST_REPORTS: usize = 16;
 
-/// Time in seconds during which a report is recent.
+/// Age in seconds up to which a report counts as recent.
 pub const RECENT: u64 = 600;
 
-/// Maximum number of times that the plugin remembers for one incident. The kubelet retries a resize
-/// every 10 to 15 seconds.
+/// Maximum number of timestamps that the plugin remembers for one incident. The kubelet retries a
+/// resize every 10 to 15 seconds.
 const MOST_TIMES: usize = 128;
 
 /// An incident that was reported, possibly several times.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// The latest incident, which only the plugin itself uses.
+    /// The latest incident, which the serialized report omits.
     #[serde(skip)]
     pub what: Option<Incident>,
     /// Kind of the incident.
     pub kind: IncidentKind,
     /// Message for people.
     pub message: String,
-    /// Observe mode: the plugin planned the action but did not take it.
+    /// Whether the plugin only planned the action in observe mode.
     #[serde(default)]
     pub planned: bool,
     /// Time of the first incident, in seconds since 1970.
     pub first: u64,
     /// Time of the latest incident, in seconds since 1970.
     pub last: u64,
-    /// Number of incidents since the first one.
+    /// Number of incidents, including the first one.
     pub count: u64,
-    /// Recent times of the incident, which only the plugin itself uses.
+    /// Timestamps of recent incidents, which the serialized report omits.
     #[serde(skip)]
     pub(super) times: RecentTimes,
 }
@@ -58,7 +58,8 @@ impl Report {
     }
 }
 
-/// Recent times of an incident within the last [`RECENT`] seconds, at most [`MOST_TIMES`].
+/// At most [`MOST_TIMES`] timestamps at which an incident occurred within the last [`RECENT`]
+/// seconds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RecentTimes(VecDeque<u64>);
 
@@ -75,7 +76,7 @@ impl RecentTimes {
     }
 }
 
-/// Owner of reports: a pod's UID with a container's name, or a cgroup's path.
+/// Owner of reports: a container (its pod's UID and its name) or a cgroup (its path).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum ReportOwner {
     Container(PodUid, String),
@@ -97,7 +98,7 @@ impl ReportOwner {
 struct RecentReports {
     /// Namespace and name of the pod.
     pod: Option<String>,
-    /// Latest first.
+    /// Reports, latest first.
     reports: VecDeque<Report>,
 }
 
@@ -130,18 +131,18 @@ impl ReportsByOwner {
         reports.push_front(report);
     }
 
-    /// Returns the reports of a container, latest first. A restarted container has a new id, so its
-    /// UID and name find the reports.
+    /// Returns the reports of a container, latest first. A restarted container has a new id, so the
+    /// pod's UID and the container's name identify the container.
     pub(super) fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
         self.of(&ReportOwner::Container(uid.clone(), name.to_owned()))
     }
 
-    /// Returns the reports of a cgroup above the containers. Latest first.
+    /// Returns the reports of a cgroup above the containers, latest first.
     pub(super) fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
         self.of(&ReportOwner::Cgroup(cgroup.clone()))
     }
 
-    /// Returns how often the matching incidents occurred recently.
+    /// Returns the number of recent incidents whose reports match `is_it`.
     pub(super) fn count_recent(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
         let by_owner = lock(&self.0);
         let reports = by_owner.values().flat_map(|of_owner| &of_owner.reports);
@@ -156,7 +157,7 @@ impl ReportsByOwner {
             .unwrap_or_default()
     }
 
-    /// Returns the recent reports of containers that are down, because `known` does not have them.
+    /// Returns the recent reports of containers that are not in `known` and therefore down.
     pub(super) fn of_others(
         &self,
         known: &HashSet<(PodUid, String)>,
@@ -176,15 +177,15 @@ impl ReportsByOwner {
         others.collect()
     }
 
-    /// Forgets the reports of pods and cgroups that no longer exist. Keeps recent reports of
-    /// containers.
+    /// Removes the reports of pods and cgroups that no longer exist. Keeps the reports of a
+    /// container that has a recent report.
     pub(super) fn retain(
         &self,
         is_there: impl Fn(&PodUid) -> bool,
         is_level: impl Fn(&CgroupPath) -> bool,
     ) {
         lock(&self.0).retain(|owner, of_owner| match owner {
-            // The container may be down only for a moment.
+            // Keep recent reports, because the container may be down only for a moment.
             ReportOwner::Container(uid, _) => {
                 is_there(uid) || of_owner.reports.iter().any(Report::is_recent)
             }

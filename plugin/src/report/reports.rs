@@ -1,7 +1,7 @@
-//! Destination of all incidents.
+//! Receiver of all incidents.
 //!
-//! Code that detects an incident calls [`Reports::report`] with an [`Incident`]. This file alone
-//! chooses where the incident appears.
+//! Code that detects an incident calls [`Reports::report`] with an [`Incident`]. Only this file
+//! chooses the outputs that show the incident.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use crate::report::mode::ReportMode;
 use crate::report::recent::{Report, ReportsByOwner};
 use crate::state::brake::{Cause, Tally};
 
-/// Destination of all incidents.
+/// Receiver of all incidents.
 #[derive(Debug, Default)]
 pub struct Reports {
-    /// Counters.
+    /// Counters of the plugin's actions.
     pub metrics: Metrics,
-    /// Counts for the automatic brake.
+    /// Counts of the incidents that trigger the automatic brake.
     pub brake: Arc<Tally>,
     events: Events,
     recent: ReportsByOwner,
@@ -42,7 +42,7 @@ impl Reports {
     }
 
     /// Reports an action that the plugin only planned in observe mode. The metrics count planned
-    /// actions separately, and every output marks them.
+    /// actions separately, and every output marks these actions as planned.
     pub fn report_planned(&self, subject: &Subject, what: &Incident) {
         log_incident(subject, what, ReportMode::Planned);
         self.metrics.planned(what.kind());
@@ -50,7 +50,8 @@ impl Reports {
         self.events.enqueue(subject, what, ReportMode::Planned, &self.metrics.events_dropped);
     }
 
-    /// Reports the incidents that code returned after it released its lock.
+    /// Reports the incidents that other code collected while it held a lock. The caller no longer
+    /// holds the lock.
     pub fn report_all(&self, occurrences: impl IntoIterator<Item = Occurrence>) {
         for Occurrence { subject, incident, is_planned } in occurrences {
             if is_planned {
@@ -61,7 +62,7 @@ impl Reports {
         }
     }
 
-    /// Applies another configuration.
+    /// Applies a new configuration.
     pub fn configure(&self, config: &Config) {
         self.brake.configure(config.brake);
         self.events.configure(config.kubeconfig.as_deref(), &self.metrics.events_dropped);
@@ -96,8 +97,8 @@ impl Reports {
             Incident::Rescued { .. } => metrics.rescued(Outcome::Applied),
             Incident::AtCeiling { .. } => metrics.rescued(Outcome::Rejected),
             Incident::Released(_) => _ = metrics.stalls_released.inc(),
-            // Other code counts these two incidents: it counts an update once for all its files,
-            // and every single kill.
+            // Other code counts `NotResized` (once per update, even with several files) and
+            // `Killed` (every single kill).
             Incident::NotResized { .. }
             | Incident::Killed { .. }
             | Incident::BeyondNode { .. }
@@ -109,29 +110,29 @@ impl Reports {
         }
     }
 
-    /// Returns the reports of a container, latest first. A restarted container has a new id, so its
-    /// UID and name find the reports.
+    /// Returns the reports of a container, latest first. A restarted container has a new id, so the
+    /// pod's UID and the container's name identify the container.
     pub fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
         self.recent.of_container(uid, name)
     }
 
-    /// Returns the reports of a cgroup above the containers. Latest first.
+    /// Returns the reports of a cgroup above the containers, latest first.
     pub fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
         self.recent.of_cgroup(cgroup)
     }
 
-    /// Returns how often the matching incidents occurred recently.
+    /// Returns the number of recent incidents whose reports match `is_it`.
     pub fn count_recent(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
         self.recent.count_recent(is_it)
     }
 
-    /// Returns the recent reports of containers that are down, because `known` does not have them.
+    /// Returns the recent reports of containers that are not in `known` and therefore down.
     pub fn of_others(&self, known: &HashSet<(PodUid, String)>) -> Vec<(Subject, Vec<Report>)> {
         self.recent.of_others(known)
     }
 
-    /// Forgets the reports of pods and cgroups that no longer exist. Keeps recent reports of
-    /// containers.
+    /// Removes the reports of pods and cgroups that no longer exist. Keeps the reports of a
+    /// container that has a recent report.
     pub fn retain(
         &self,
         is_there: impl Fn(&PodUid) -> bool,

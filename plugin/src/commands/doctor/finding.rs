@@ -1,11 +1,11 @@
-//! Finding of one check: the observed state, its mark and advice.
+//! Finding of one check: the observed state, the mark (result) and the advice.
 
 use std::fmt;
 
 use plimsoll_core::units::harmless;
 use serde::Serialize;
 
-/// Maximum number of names in a finding.
+/// Maximum number of names that a finding lists.
 pub(crate) const MOST_NAMES: usize = 16;
 
 /// Maximum length of a text in a finding, in characters.
@@ -15,7 +15,7 @@ pub(crate) const LONGEST: usize = 4000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mark {
-    /// The node is as it should be.
+    /// The node meets the requirement.
     Ok,
     /// The plugin works, but with a restriction.
     Warning,
@@ -45,7 +45,7 @@ pub struct Finding {
     pub mark: Mark,
     /// Observed state.
     pub found: String,
-    /// Advice on what to do; absent if the result is ok.
+    /// Advice for the operator; absent if the result is ok.
     #[serde(rename = "do", skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
@@ -81,8 +81,8 @@ impl Finding {
         Self { mark: Mark::Failed, ..Self::warning(check, found, advice) }
     }
 
-    /// Merges the findings of one check into one finding with the worst mark. Without findings the
-    /// result is ok with the text `otherwise`.
+    /// Merges the findings of one check into one finding with the worst mark. If the check has no
+    /// findings, returns an ok finding with the text `otherwise`.
     pub(super) fn all(
         check: &'static str,
         otherwise: impl AsRef<str>,
@@ -100,8 +100,8 @@ impl Finding {
     }
 }
 
-/// Escapes foreign text so that a terminal only displays it. Keeps line breaks, quotes and
-/// backslashes.
+/// Escapes another program's text, so that the text cannot control the terminal. Keeps line breaks,
+/// quotes and backslashes.
 pub(crate) fn shown(text: &str) -> String {
     harmless(text, LONGEST, &['\n', '\'', '"', '\\'])
 }

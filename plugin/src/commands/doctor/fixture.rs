@@ -1,4 +1,4 @@
-//! Node in a temporary directory, for the tests of all checks.
+//! Files of a node in a temporary directory, for the tests of all checks.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,7 +12,7 @@ use crate::commands::doctor::facts::system::BUS;
 use crate::commands::doctor::finding::{Finding, Mark};
 use crate::host::version::Version;
 
-/// Node in a temporary directory, for which every check is ok.
+/// Files of a node in a temporary directory. For a new node, every check is ok.
 pub(super) struct Node {
     pub(super) root: TempDir,
     pub(super) listeners: Vec<(&'static str, UnixListener)>,
@@ -123,8 +123,8 @@ impl Node {
 
     pub(super) fn facts(&self) -> NodeFacts {
         let mut facts = NodeFacts::collect(self.root.path(), &self.path(NRI_SOCKET));
-        // Doctor runs no program below another root directory, so the version of containerd is
-        // unknown in tests.
+        // Doctor runs no programs of a node at another root directory, so tests must set the
+        // version of containerd.
         facts.runtimes[0].version.get_or_insert(Version(2, 1, 0));
         facts
     }
@@ -134,8 +134,8 @@ impl Node {
     }
 }
 
-/// Returns the findings that are not ok. Ignores `root`, which depends on the user of the
-/// tests.
+/// Returns the findings that are not ok. Ignores the check `root`, whose result depends on the user
+/// that runs the tests.
 pub(super) fn troubles(facts: &NodeFacts) -> Vec<Finding> {
     let report = facts.judge();
     assert_eq!(report.able, report.checks.iter().all(|finding| finding.mark != Mark::Failed));

@@ -1,7 +1,7 @@
 //! Checks whether a node can run the plugin, and advises the operator (`plimsoll doctor`).
 //!
 //! [`NodeFacts::collect`] gathers facts, and [`NodeFacts::judge`] turns the facts into findings.
-//! Findings name paths as they are on the node, without the prefix of `--host`.
+//! Findings show paths from the node's point of view, without the prefix of `--host`.
 //!
 //! Sources: the kernel's `Documentation/admin-guide/cgroup-v2.rst`; Kubernetes' KEP-2570;
 //! containerd/nri `pkg/adaptation`.

@@ -7,11 +7,11 @@ use serde::Serialize;
 use crate::commands::doctor::finding::{Finding, Mark};
 use crate::commands::explain::wrap;
 
-/// All findings about a node. `Display` writes text for 80 columns. Serialized, the report has the
+/// All findings about a node. `Display` writes text for 80 columns. The serialized report has the
 /// format of `--json`.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Whether the plugin can work, which is true if no check failed.
+    /// Whether the plugin can work on the node: true if no check failed.
     pub able: bool,
     /// Number of checks with the mark `unknown`.
     pub unknown: usize,
@@ -52,7 +52,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Column at which texts start, after the mark.
+/// Column, after the mark, at which the texts of findings start.
 const INDENT: usize = 9;
 
 struct Indented(String);

@@ -12,7 +12,7 @@ use crate::commands::explain::model::{
     Basis, ContainerExplanation, ContainerKind, KnobExplanation,
 };
 
-/// Explains one container. `typed` has the amounts in the manifest, without defaults.
+/// Explains one container. `typed` contains the amounts that the manifest states, without defaults.
 pub(super) fn explain_container(
     kind: ContainerKind,
     name: &str,
@@ -29,7 +29,7 @@ pub(super) fn explain_container(
         notices.push(Notice::AnnotationOutranked { by: Provenance::PodSpec });
     }
     let request = Request::exact(stated.memory_request.unwrap_or(Bytes::ZERO), Provenance::PodSpec);
-    // Kubernetes treats a limit of 0 as no limit.
+    // In Kubernetes, a limit of 0 means no limit.
     let limit = stated.memory_limit.filter(|&limit| limit > Bytes::ZERO);
     if let Some(limit) = limit
         && request.bytes > limit

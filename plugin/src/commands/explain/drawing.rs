@@ -1,12 +1,12 @@
-//! Drawing of a container's values to scale.
+//! Drawing of a container's memory values to scale.
 
 use plimsoll_core::units::Bytes;
 
 use crate::commands::explain::model::ContainerExplanation;
 
 impl ContainerExplanation {
-    /// Returns a line that shows protection, throttling and the end of the scale. Returns `None` if
-    /// the scale is 0 or unknown.
+    /// Returns a line of text that shows the protected memory, the throttling limit and the end of
+    /// the scale. Returns `None` if the end of the scale is 0 or unknown.
     pub(super) fn drawing(&self) -> Option<String> {
         const CELLS: usize = 60;
         let scale = self.scale.filter(|&scale| scale > Bytes::ZERO)?;

@@ -6,9 +6,9 @@ use serde_json::Value;
 use crate::commands::explain::model::{Basis, ExplainError, Explanation, LARGEST};
 use crate::commands::explain::pod::explain_template;
 
-/// Explains every pod in a manifest: YAML with one or more documents, or JSON. Each item of a list
-/// is explained like a document. An object with a pod template counts as a pod (Deployments, Jobs,
-/// CronJobs and so on). The result names the other objects as skipped.
+/// Explains every pod in a manifest: YAML with one or more documents, or JSON. Treats each item of
+/// a list like a document. An object with a pod template counts as a pod (Deployments, Jobs,
+/// CronJobs and so on). The explanation lists all other objects as skipped.
 ///
 /// # Errors
 ///
@@ -63,8 +63,8 @@ pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainErro
     })
 }
 
-/// Returns the items of a list, or the document itself if it is not a list. Each value has its JSON
-/// pointer in the document.
+/// Returns the items of a list, or the document itself if the document is not a list. Each value
+/// comes with its JSON pointer in the document.
 ///
 /// Items of a typed list such as a PodList may omit their kind. The function then adds the kind.
 pub(crate) fn list_items(mut document: Value) -> Vec<(String, Value)> {
@@ -89,7 +89,7 @@ pub(crate) fn list_items(mut document: Value) -> Vec<(String, Value)> {
     }
 }
 
-/// Returns kind, namespace and name of an object for messages.
+/// Returns the text by which messages refer to an object: kind, namespace and name.
 pub(crate) fn object_name(document: &Value) -> String {
     let text = |pointer: &str, otherwise: &str| {
         excerpt(document.pointer(pointer).and_then(Value::as_str).unwrap_or(otherwise))
@@ -104,8 +104,8 @@ pub(crate) fn object_name(document: &Value) -> String {
     }
 }
 
-/// Returns the pod in an object, with the pod's JSON pointer in the object. The pod is the object
-/// itself or the pod template of a controller.
+/// Returns the pod in an object, and the JSON pointer from the object to the pod. The pod is the
+/// object itself or the pod template of a controller.
 pub(crate) fn pod_template(mut document: Value) -> Option<(&'static str, Value)> {
     let kind = document.get("kind")?.as_str()?;
     if kind == "Pod" {
@@ -138,7 +138,7 @@ mod tests {
         let objects: Vec<_> = explanation.pods.iter().map(|pod| pod.object.as_str()).collect();
         assert_eq!(objects, ["Deployment d", "CronJob c"]);
         assert_eq!(explanation.skipped, ["Service n/s"]);
-        // The API server returns such lists, whose items omit their kind.
+        // The API server returns typed lists, whose items omit their kind.
         for (kind, item) in [
             ("PodList", "{metadata: {name: p}, spec: {containers: [{name: a}]}}".to_owned()),
             (
@@ -190,7 +190,7 @@ mod tests {
         }
     }
 
-    /// Pattern of text that resembles manifests.
+    /// Regular expression for random text that resembles manifests.
     const LIKE_MANIFESTS: &str = concat!(
         r"(kind: Pod|spec:|containers:|- name: a|resources:|memory: 1|metadata:|annotations:",
         "|[{}\\[\\],]|\n|  |.){0,25}",

@@ -1,4 +1,4 @@
-//! Explanations as data, and the mistakes that prevent an explanation.
+//! Data types of explanations, and of the mistakes that prevent an explanation.
 
 use std::fmt;
 
@@ -14,11 +14,11 @@ pub const LARGEST: usize = 4 << 20;
 /// Settings that apply to every explained pod.
 #[derive(Clone, Debug)]
 pub struct Basis {
-    /// Policy of the node.
+    /// Memory policy of the node.
     pub policy: Policy,
     /// Node allocatable and page size of the node.
     pub node: Node,
-    /// Source of node allocatable, for readers.
+    /// Description of the source of node allocatable.
     pub allocatable_source: String,
 }
 
@@ -39,7 +39,7 @@ pub enum ExplainError {
     Pods(Vec<String>),
 }
 
-/// Explanation of a whole manifest. `Display` writes text for 80 columns. Serialized, the
+/// Explanation of a whole manifest. `Display` writes text for 80 columns. The serialized
 /// explanation has the format of `--json`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -50,9 +50,9 @@ pub struct Explanation {
     pub node_allocatable_source: String,
     /// Page size in bytes.
     pub page_size: u64,
-    /// Throttling factor of the node, if any.
+    /// Throttling factor from the node's configuration, if any.
     pub memory_throttling_factor: Option<f64>,
-    /// Reservation policy of the node.
+    /// Reservation policy from the node's configuration.
     pub memory_reservation_policy: String,
     /// Names of the objects in the manifest that are not pods.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -77,7 +77,7 @@ pub struct PodExplanation {
     /// Requests and limits of the whole pod as the manifest states them, without defaults.
     #[serde(skip)]
     pub(crate) typed: SpecResources,
-    /// Subset of the notes that report annotations without effect.
+    /// Those of the notes that report annotations without effect.
     #[serde(skip)]
     pub(crate) without_effect: Vec<String>,
 }
@@ -105,16 +105,16 @@ pub struct ContainerExplanation {
     /// Notes for the owner of the container.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// End of the drawing's scale: the limit, or else node allocatable.
+    /// End of the drawing's scale: the limit, or node allocatable if the container has no limit.
     #[serde(skip)]
     pub(super) scale: Option<Bytes>,
-    /// JSON pointer to the container in the pod.
+    /// JSON pointer from the pod to the container.
     #[serde(skip)]
     pub(crate) pointer: String,
     /// Requests and limits of the container as the manifest states them, without defaults.
     #[serde(skip)]
     pub(crate) typed: SpecResources,
-    /// Subset of the notes that report annotations without effect.
+    /// Those of the notes that report annotations without effect.
     #[serde(skip)]
     pub(crate) without_effect: Vec<String>,
 }
@@ -145,10 +145,10 @@ impl fmt::Display for ContainerKind {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KnobExplanation {
-    /// Value before the kernel rounds it to pages: bytes or `"max"`. `None` if the plugin leaves
-    /// the file alone.
+    /// Value before the kernel rounds it to pages: bytes or `"max"`. `None` if the plugin does not
+    /// write the file.
     pub value: Option<Limit>,
-    /// Action for the file: `set`, `default` or `leave-alone`.
+    /// Action of the plugin for the file: `set`, `default` or `leave-alone`.
     pub setting: &'static str,
     /// Reason for the action, in one sentence.
     pub reason: String,
@@ -169,7 +169,7 @@ impl KnobExplanation {
 
 /// Mistake in a pod's manifest.
 pub(crate) struct Mistake {
-    /// JSON pointer to the mistake in the pod. The last parts of the pointer may not exist.
+    /// JSON pointer from the pod to the mistake. The pod may lack the last parts of the pointer.
     pub(crate) pointer: String,
     /// Kind and name of the container, if the mistake concerns only one container.
     pub(crate) container: Option<(ContainerKind, String)>,

@@ -16,7 +16,8 @@ use crate::commands::explain::model::{
 };
 use crate::commands::explain::resources::stated;
 
-/// Container of a pod with its kind and its JSON pointer in the pod.
+/// A container of a pod: its kind, the container, and the JSON pointer from the pod to the
+/// container.
 type PlacedContainer<'a> = (ContainerKind, &'a Container, String);
 
 /// Explains one pod, or returns all mistakes in the pod.
@@ -96,7 +97,7 @@ fn containers(spec: &PodSpec) -> Vec<PlacedContainer<'_>> {
     init.chain(ordinary).collect()
 }
 
-/// Reads the requests and limits of the pod and of each of its containers. The error holds all
+/// Reads the requests and limits of the pod and of each of its containers. The error contains all
 /// mistakes.
 fn read_resources(
     spec: &PodSpec,
@@ -140,7 +141,8 @@ fn json_pointer(path: &serde_path_to_error::Path) -> String {
     })
 }
 
-/// Returns a message for each annotation that names a container which the pod does not have.
+/// Returns a message for each annotation that names a container, if the pod has no container with
+/// this name.
 fn unknown_containers(
     annotations: &HashMap<String, String>,
     containers: &[PlacedContainer<'_>],

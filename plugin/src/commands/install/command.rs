@@ -19,8 +19,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::commands::failure::Failure;
 use crate::commands::output::print;
 
-/// Checks of `plimsoll doctor` that must not fail before an installation. The installation itself
-/// can correct a failure of the other checks.
+/// Checks of `plimsoll doctor` that must not fail before an installation. If another check fails,
+/// the installation itself can correct the problem.
 const NEEDED: [&str; 5] = ["cgroup-v2", "memory-controller", "kernel", "runtime", "configuration"];
 
 /// The program that starts the plugin.
@@ -239,7 +239,7 @@ fn refused(refusal: Refusal) -> Failure {
     Failure::Runtime(anyhow::Error::new(refusal).context("nothing was changed"))
 }
 
-/// Returns whether to execute the plan: with `--yes`, or after the user agreed.
+/// Returns whether to execute the plan: true with `--yes`, or if the user agrees.
 fn has_consent(yes: bool) -> Result<bool, Failure> {
     if yes {
         return Ok(true);

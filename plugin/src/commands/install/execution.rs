@@ -4,13 +4,13 @@ use crate::commands::install::executor::{Executor, INTERRUPTED, PathState};
 use crate::commands::install::plan::{Plan, PlanStep};
 use crate::commands::install::undo::undo_steps;
 
-/// Failure of a plan, with the result of the undo.
+/// Failure of a plan, and the result of undoing the plan's executed steps.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step}: {why}; {}", describe_undo(left))]
 pub struct PlanFailure {
     step: String,
     why: String,
-    /// Messages about actions that the undo could not reverse.
+    /// Messages about the actions that the plan could not undo.
     left: Vec<String>,
 }
 
@@ -23,8 +23,8 @@ fn describe_undo(left: &[String]) -> String {
 }
 
 impl Plan {
-    /// Executes the plan and calls `tell` before each step. Undoes all executed steps when a step
-    /// fails or the user interrupts the program.
+    /// Executes the plan, and calls `tell` before each step. If a step fails or the user interrupts
+    /// the program, undoes all executed steps.
     ///
     /// # Errors
     ///
@@ -48,7 +48,8 @@ impl Plan {
             match executor.execute(&step.action) {
                 Ok(before) => done.push((step, before)),
                 Err(why) => {
-                    // A failed command may have taken effect in part, so undo the failed step too.
+                    // A failed command may have had part of its effect, so undo the failed step
+                    // too.
                     done.push((step, Vec::new()));
                     let left = undo_steps(done, executor);
                     return Err(PlanFailure { step: step.action.to_string(), why, left });

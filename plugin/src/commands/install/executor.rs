@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use crate::commands::install::plan::Action;
 
-/// Executes the actions of a plan. The implementation for a node is
-/// [`SystemExecutor`](crate::commands::install::SystemExecutor). Tests have other implementations.
+/// Executes the actions of a plan. [`SystemExecutor`](crate::commands::install::SystemExecutor)
+/// executes actions on a node. Tests have other executors.
 pub trait Executor {
-    /// Executes an action. Returns the earlier states of the files that the action changed, in the
-    /// order of the changes.
+    /// Executes an action. For each file that the action changed, returns the state before the
+    /// change, in the order of the changes.
     ///
     /// # Errors
     ///
@@ -27,24 +27,24 @@ pub trait Executor {
         false
     }
 
-    /// Begins the undo. The user cannot interrupt the undo.
+    /// Begins to undo the executed steps. From then on, the user cannot interrupt the program.
     fn begin_undo(&mut self) {}
 }
 
-/// The earlier state of a path.
+/// The state of a path before a change.
 #[derive(Clone, Debug)]
 pub enum PathState {
     /// A file with its content and permission bits.
     File(PathBuf, Vec<u8>, u32),
     /// A symbolic link and its target.
     Link(PathBuf, PathBuf),
-    /// No file.
+    /// A path without a file.
     NoFile(PathBuf),
-    /// No directory.
+    /// A path without a directory.
     NoDirectory(PathBuf),
     /// A directory.
     Directory(PathBuf),
 }
 
-/// The failure that is reported after the user has interrupted the program.
+/// The failure message after the user has interrupted the program.
 pub(super) const INTERRUPTED: &str = "interrupted";

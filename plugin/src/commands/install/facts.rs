@@ -26,7 +26,8 @@ use crate::host::version::Version;
 use crate::state::originals;
 use crate::state::settings::is_restored;
 
-/// Maximum size of a file that a plan may replace, in bytes. The largest file is the program.
+/// Maximum size, in bytes, of a file that a plan may replace. The largest of these files is the
+/// program.
 const LARGEST_PROGRAM: usize = 1 << 30;
 
 /// The state of a node on which the plans depend.
@@ -42,16 +43,16 @@ pub struct InstallFacts {
     pub(super) why_off: Option<WhyOff>,
     /// Whether a process listens at the NRI socket.
     pub(super) is_served: bool,
-    /// The command by which systemd starts containerd, without this module's drop-in.
+    /// The command by which systemd would start containerd without this module's drop-in.
     pub(super) command: Option<String>,
-    /// Content of each file that this module may write or remove, by path. An entry with empty
-    /// content marks the state directory as present.
+    /// Contents of the files that this module may write or remove, by path. If the state directory
+    /// exists, it has an entry with empty content.
     pub(super) files: BTreeMap<String, Vec<u8>>,
     /// The plugin's programs in the runtime's plugin directory. The running program comes first.
     pub(super) launched: Vec<String>,
     /// Whether a package has installed the unit.
     pub(super) is_packaged: bool,
-    /// Path of the file that masks the unit, relative to the root of the node.
+    /// Path of the file that masks the unit. The path is relative to the node's root directory.
     pub(super) mask: Option<String>,
     pub(super) is_enabled: bool,
     /// Whether an operator has called `plimsoll restore`.
@@ -132,8 +133,8 @@ impl InstallFacts {
 
     /// Returns the reason why NRI is off, or `None` if NRI is on.
     fn find_why_off(&mut self, runtime: &mut Runtime) -> Option<WhyOff> {
-        // The configuration files count more than the socket. The runtime may still serve the
-        // socket because of an older configuration.
+        // The configuration files take precedence over the socket, because the runtime may still
+        // serve the socket with an older configuration.
         let takes_connections = self.takes_connections();
         runtime.settings = std::mem::take(&mut self.settings);
         let is_configured = runtime.settings.is_off.is_some() || !takes_connections;
@@ -144,7 +145,8 @@ impl InstallFacts {
         why
     }
 
-    /// Reads the files that a plan may write or remove, and looks for the state directory.
+    /// Reads the files that a plan may write or remove, and checks whether the state directory
+    /// exists.
     fn read_files(&mut self, host: &Path) -> Result<(), Refusal> {
         let mut paths = vec![PROGRAM.to_owned(), UNIT.to_owned(), self.lock.clone()];
         let switches = RuntimeProduct::ALL.into_iter().flat_map(switch_files);
@@ -177,8 +179,8 @@ impl InstallFacts {
         self.kind.program
     }
 
-    /// The path of the program that the runtime launches: the existing program, or else the default
-    /// path.
+    /// The path of the program that the runtime launches: the path of the existing program, or else
+    /// the default path.
     pub(super) fn launched_program(&self) -> String {
         let directory =
             self.settings.plugin_path.as_deref().unwrap_or(PLUGINS).trim_end_matches('/');
@@ -199,8 +201,8 @@ impl InstallFacts {
         files.collect()
     }
 
-    /// The path of the file that switches NRI on in a directory that containerd imports. `None` if
-    /// containerd's configuration imports no directory.
+    /// The path of the file that switches NRI on. The file is in a directory that containerd
+    /// imports. `None` if containerd's configuration imports no directory.
     pub(super) fn imported_switch(&self) -> Option<String> {
         let directory =
             self.settings.imports.iter().find_map(|import| import.strip_suffix("/*.toml"))?;
@@ -230,8 +232,8 @@ impl InstallFacts {
     }
 
     /// Returns whether the process of a launched plugin can execute a new program. The new program
-    /// connects to the default socket and reads the default configuration directory, so the runtime
-    /// must use both.
+    /// uses the default socket and the default configuration directory, so the runtime must use
+    /// both too.
     pub(super) fn may_be_replaced(&self) -> bool {
         let is_default = |path: &str| path.trim_end_matches('/') == DROP_INS;
         self.takes_connections() && self.settings.config_path.as_deref().is_none_or(is_default)
@@ -241,8 +243,8 @@ impl InstallFacts {
         self.process.as_ref().is_some_and(|process| process.is_service)
     }
 
-    /// Returns an error if the running plugin is neither the service nor launched by the runtime.
-    /// An example is a plugin of a DaemonSet.
+    /// Returns an error if the running plugin is neither systemd's service nor launched by the
+    /// runtime, but for example a DaemonSet's plugin.
     pub(super) fn check_process(&self) -> Result<(), Refusal> {
         match &self.process {
             Some(PluginProcess { id, program, .. }) if !self.is_external() && !self.is_launched => {
@@ -288,8 +290,8 @@ impl InstallFacts {
         }
     }
 
-    /// Returns whether a package has installed the program and the service. The package manager
-    /// then upgrades them. Returns false if a unit of `plimsoll install` overrides the package's
+    /// Returns whether a package has installed the program and the service. If so, the package
+    /// manager upgrades both. Returns false if a unit of `plimsoll install` overrides the package's
     /// unit.
     pub(super) fn uses_package(&self) -> bool {
         let unit =
@@ -307,7 +309,7 @@ fn find_runtime(host: &Path) -> Result<Runtime, Refusal> {
         runtimes.retain(|runtime| runtime.socket == Socket::Listens);
     }
     // If containerd and CRI-O both run, skip a containerd whose CRI plugin is disabled. Another
-    // program such as Docker uses this containerd.
+    // program, for example Docker, uses that containerd.
     if runtimes.len() > 1 {
         runtimes.retain(|runtime| !runtime.settings.is_without_cri);
     }
@@ -321,11 +323,11 @@ fn find_runtime(host: &Path) -> Result<Runtime, Refusal> {
     Err(Refusal(format!("expected containerd or CRI-O to run here, found {found}")))
 }
 
-/// Reads a regular file of the node. `None` if the file does not exist.
+/// Returns the content of a regular file on the node. Returns `None` if the file does not exist.
 fn read_regular(host: &Path, path: &str) -> Result<Option<Vec<u8>>, Refusal> {
     let inside = below(host, path);
-    // The plan can write and restore only regular files. A masked unit is a symbolic link to
-    // /dev/null.
+    // A plan can write and restore only regular files. A masked unit is not a regular file, but a
+    // symbolic link to /dev/null.
     if inside.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
         let advice = if path == UNIT {
             ", or call systemctl unmask plimsoll if the unit is masked"

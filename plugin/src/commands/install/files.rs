@@ -1,4 +1,4 @@
-//! Reads and replaces files in a way that can be undone.
+//! Reads and replaces files, and undoes the changes.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -47,8 +47,8 @@ pub(super) fn restore_path_state(state: &PathState) -> Result<(), String> {
     }
 }
 
-/// Restores all paths that a failed action has changed. The caller passes them in the order of the
-/// changes. Returns a message with the failure of the action and all failures of the undo.
+/// Restores all paths that a failed action has changed. The caller passes the paths in the order of
+/// the changes. Returns a message with the failure of the action and all failures of the undo.
 pub(super) fn undo_changes(before: Vec<PathState>, failure: String) -> String {
     let failures: Vec<_> =
         before.iter().rev().filter_map(|state| restore_path_state(state).err()).collect();
@@ -58,7 +58,8 @@ pub(super) fn undo_changes(before: Vec<PathState>, failure: String) -> String {
     format!("{failure}; its own changes could not be undone: {}", failures.join("; "))
 }
 
-/// Removes a file. Returns its earlier state, or nothing if there was no file.
+/// Removes a file. Returns the file's state before the removal, or nothing if the file did not
+/// exist.
 pub(super) fn remove_file(path: &Path) -> Result<Vec<PathState>, String> {
     let failed = |error: io::Error| error.to_string();
     match read_path_state(path).map_err(failed)? {
@@ -67,7 +68,8 @@ pub(super) fn remove_file(path: &Path) -> Result<Vec<PathState>, String> {
     }
 }
 
-/// Removes a directory if it is empty. Returns its earlier state, or nothing if it is not empty.
+/// Removes a directory if it is empty. Returns the state before the removal, or nothing if the
+/// directory is not empty.
 pub(super) fn remove_empty(path: PathBuf) -> Vec<PathState> {
     remove_staging(path.join(STAGING));
     match fs::remove_dir(&path) {
@@ -84,25 +86,27 @@ pub(super) fn remove_all(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Name of the directory, beside a file, in which the new content of the file is written.
+/// Name of the directory in which this module writes a file's new content. The directory is beside
+/// the file.
 ///
-/// A runtime launches every executable file in its plugin directory, and fails for a name without
-/// an index. A runtime skips directories, so it does not launch the rest of an interrupted write.
-/// Source: containerd/nri `pkg/adaptation/adaptation.go`.
+/// A runtime launches every executable file in its plugin directory, and fails if a file's name has
+/// no index. A runtime skips directories, so it never launches the incomplete file of an
+/// interrupted write. Source: containerd/nri `pkg/adaptation/adaptation.go`.
 const STAGING: &str = ".plimsoll-new";
 
-/// Replaces a file atomically: readers see either the old or the new content. A process that runs
-/// the old file continues.
+/// Replaces a file atomically: readers see either the old or the new content. A process that
+/// executes the old file continues to run.
 ///
-/// `state::atomic_file` is for files below `/run`. These files lie on a disk and have a mode, and
-/// runtimes read or launch the files beside them.
+/// `state::atomic_file` is only for files below `/run`. In contrast, the files of an installation
+/// are on a disk, have a mode, and are beside files that runtimes read or launch.
 pub(super) fn replace_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let replaced = stage_file(path, content, mode).and_then(|new| fs::rename(new, path));
     remove_staging(path.with_file_name(STAGING));
     replaced
 }
 
-/// Writes the new content of a file beside the file. Returns the path of the new content.
+/// Writes the new content of a file to a temporary file beside the file. Returns the path of the
+/// temporary file.
 fn stage_file(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
     let directory = path.with_file_name(STAGING);
     remove_staging(directory.clone());
@@ -115,7 +119,7 @@ fn stage_file(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
     Ok(new)
 }
 
-/// Removes the directory of an interrupted write.
+/// Removes the directory that an interrupted write left.
 fn remove_staging(directory: PathBuf) {
     let _ = fs::remove_dir_all(directory);
 }
@@ -128,7 +132,7 @@ mod tests {
     fn an_interrupted_write_leaves_nothing_to_launch() {
         let plugins = tempfile::tempdir().expect("a directory");
         let program = plugins.path().join("90-plimsoll");
-        // The process is killed before it renames the new file.
+        // Simulates a process that is killed before it renames the new file.
         stage_file(&program, b"new", 0o755).expect("the file is written");
         let launched = |entry: &fs::DirEntry| {
             let metadata = entry.metadata().expect("the path exists");
@@ -136,8 +140,8 @@ mod tests {
         };
         let entries = fs::read_dir(plugins.path()).expect("a directory").flatten();
         assert_eq!(entries.filter(launched).count(), 0);
-        // The next write succeeds, and a removal of the directory removes the rest of the
-        // interrupted write.
+        // The next write succeeds, and the removal of the directory also removes what the
+        // interrupted write left.
         replace_file(&program, b"newer", 0o755).expect("the file is replaced");
         let names: Vec<_> = fs::read_dir(plugins.path()).expect("a directory").flatten().collect();
         assert_eq!(names.iter().filter(|entry| launched(entry)).count(), 1);

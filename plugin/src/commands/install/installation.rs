@@ -9,7 +9,7 @@ use crate::commands::install::process::PluginProcess;
 use crate::commands::install::steps::{CONNECT, SYNCHRONIZED};
 use crate::config::DROP_INS;
 
-/// The reason shown for a step that replaces the running plugin.
+/// The reason that a plan shows for a step that replaces the running plugin.
 const RECONNECTION: &str = "the plugin reconnects once; new containers get their values after that";
 
 impl InstallFacts {
@@ -48,7 +48,8 @@ impl InstallFacts {
         Ok(plan)
     }
 
-    /// Returns whether the node has no program, or another program than this one.
+    /// Returns whether the path on the node has no program, or a program that differs from the one
+    /// to install.
     fn is_new(&self, path: &str) -> bool {
         self.files.get(path) != Some(&self.program)
     }
@@ -93,7 +94,7 @@ impl InstallFacts {
     }
 
     /// Adds the steps that write the systemd unit and remove launched programs. Returns whether
-    /// systemd has to read its unit files again.
+    /// systemd must read its unit files again.
     fn write_unit(&self, plan: &mut Plan) -> bool {
         let mut reload = false;
         if !self.uses_package() && self.files.get(UNIT).map(Vec::as_slice) != Some(UNIT_TEXT) {
@@ -114,7 +115,7 @@ impl InstallFacts {
     }
 
     /// Adds the steps that remove the service and write the program that the runtime launches.
-    /// Returns whether systemd has to read its unit files again.
+    /// Returns whether systemd must read its unit files again.
     fn write_launched_program(&self, plan: &mut Plan) -> bool {
         let launched = self.launched_program();
         let mut reload = false;
@@ -188,8 +189,8 @@ impl InstallFacts {
             plan.add(Action::AwaitSynchronized, SYNCHRONIZED);
         } else if has_new_program {
             let step = plan.add(Action::Replace(launched.clone()), RECONNECTION);
-            // A new program may end right after its start, so that no process can execute the old
-            // program. In this case restart the runtime.
+            // If the new program ends right after its start, no process can execute the old
+            // program. In this case, restart the runtime.
             let restart = systemctl(&["restart", self.service()]);
             step.afterwards = vec![Action::Replace(launched.clone()), restart];
             plan.add(Action::AwaitPlugin(launched), "the same process runs the new version");
@@ -198,7 +199,7 @@ impl InstallFacts {
     }
 
     /// Returns the plan of `plimsoll install --nri-only`, which only switches NRI on. The plan is
-    /// empty if NRI is on and its socket is served.
+    /// empty if NRI is on and the runtime serves the NRI socket.
     ///
     /// # Errors
     ///

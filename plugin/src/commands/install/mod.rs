@@ -2,7 +2,7 @@
 //! [`InstallFacts`] collects the state of the node. [`Plan`] lists the necessary steps.
 //! [`Plan::execute`] executes the steps and undoes them after a failure.
 //!
-//! The module never writes the operator's configuration files of the runtime. Where NRI is off, the
+//! The module never writes the operator's configuration files of the runtime. If NRI is off, the
 //! module adds a file that switches NRI on:
 //!
 //! - For CRI-O, a drop-in in its configuration directory.
@@ -12,8 +12,8 @@
 //!   the file that switches NRI on.
 //!
 //! An imported file overrides the file that imports it, and a later import overrides an earlier
-//! one. containerd 1.7 replaces the whole section of a plugin, but containerd 2.0 and newer merge
-//! single keys.
+//! one. An overriding file in containerd 1.7 replaces the whole section of a plugin, but in
+//! containerd 2.0 and newer it replaces single keys.
 //!
 //! Sources: containerd 1.7 and 2.1 `cmd/containerd/server/config`, CRI-O `pkg/config`.
 

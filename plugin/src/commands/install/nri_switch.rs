@@ -13,8 +13,8 @@ use crate::host::runtime::crio;
 use crate::host::runtime::kind::RuntimeProduct;
 
 impl InstallFacts {
-    /// Adds the steps that switch NRI on and check NRI, if NRI is off. Returns whether systemd has
-    /// to read its unit files again.
+    /// If NRI is off, adds the steps that switch NRI on and check that NRI is on. Returns whether
+    /// systemd must read its unit files again.
     pub(super) fn switch_on_if_off(&self, plan: &mut Plan) -> Result<bool, Refusal> {
         let Some(why) = &self.why_off else { return Ok(false) };
         let reload = self.switch_on(plan, why)?;
@@ -25,7 +25,7 @@ impl InstallFacts {
         Ok(reload)
     }
 
-    /// Adds the files that switch NRI on. Returns whether systemd has to read its unit files again.
+    /// Adds the files that switch NRI on. Returns whether systemd must read its unit files again.
     fn switch_on(&self, plan: &mut Plan, why: &WhyOff) -> Result<bool, Refusal> {
         let settings = &self.settings;
         if why.is_unsupported() {
@@ -51,8 +51,8 @@ impl InstallFacts {
         }
     }
 
-    /// Adds the files that switch NRI on in containerd. Returns whether systemd has to read its
-    /// unit files again.
+    /// Adds the files that switch NRI on in containerd. Returns whether systemd must read its unit
+    /// files again.
     fn switch_on_containerd(
         &self,
         plan: &mut Plan,
@@ -105,10 +105,12 @@ impl InstallFacts {
     }
 
     /// Adds the second configuration of containerd. The second configuration imports the operator's
-    /// file and then the file that switches NRI on. `form` is the file format version.
+    /// file and then the file that switches NRI on. `form` is the version of containerd's
+    /// configuration format.
     fn add_second_configuration(&self, plan: &mut Plan, form: i64, operators: &str, header: &str) {
-        // containerd fails if an imported file does not exist, but a pattern may match no file yet.
-        // Only an import that contains `*` is a pattern, so `.tom[*l]` stands for `.toml`.
+        // containerd fails if an imported file does not exist, but not if an imported pattern
+        // matches no file. Only an import that contains `*` counts as a pattern, so the import has
+        // `.tom[*l]` for `.toml`.
         let operators_import = match self.settings.files {
             0 => operators.strip_suffix(".toml").map(|stem| format!("{stem}.tom[*l]")),
             _ => Some(operators.to_owned()),
@@ -147,8 +149,9 @@ mod tests {
 
     const OFF: &str = "[plugins.nri]\ndisable = true\nplugin_path = '/p'\n";
 
-    /// Installs the files that switch NRI on in containerd of this version with this configuration.
-    /// Then checks them as the installation does. Returns the file with NRI's section.
+    /// Installs the files that switch NRI on in this version of containerd with this configuration.
+    /// Then checks the files as the installation does. Returns the file that contains NRI's
+    /// section.
     fn switch_on(version: Option<Version>, config: &str) -> Result<toml::Table, String> {
         let directory = tempfile::tempdir().unwrap();
         let host = directory.path();
@@ -163,7 +166,7 @@ mod tests {
         }
         let _cri = UnixListener::bind(host.join("run/containerd/containerd.sock")).unwrap();
         let socket = host.join("run/nri/nri.sock");
-        // The version of containerd is unknown in a temporary directory.
+        // `collect` cannot determine the version of containerd in a temporary directory.
         let mut facts = InstallFacts::collect(host, &socket, Vec::new()).unwrap();
         facts.version = version;
         facts.settings = NriSettings::of_containerd(host, version);

@@ -17,8 +17,8 @@ pub(super) const ENABLED: &str = "/etc/systemd/system/multi-user.target.wants/pl
 /// The directory of the operator's drop-ins for the unit.
 pub(super) const UNIT_DROP_INS: &str = "/etc/systemd/system/plimsoll.service.d";
 
-/// The CRI-O drop-in that switches NRI on. The later of two drop-ins by name wins, so the name
-/// sorts after usual names such as `crio.conf` or `override.conf`.
+/// The CRI-O drop-in that switches NRI on. The drop-in whose name sorts last takes precedence, so
+/// the name sorts after usual names such as `crio.conf` or `override.conf`.
 pub(super) const CRIO_SWITCH: &str = "/etc/crio/crio.conf.d/zz-plimsoll.conf";
 pub(super) const IMPORTED_SWITCH: &str = "zz-plimsoll.toml";
 pub(super) const CONTAINERD_CONFIG: &str = "/etc/containerd/plimsoll/config.toml";
@@ -27,7 +27,7 @@ pub(super) const CONTAINERD_DROP_IN_NAME: &str = "zz-plimsoll.conf";
 pub(super) const CONTAINERD_DROP_IN: &str =
     "/etc/systemd/system/containerd.service.d/zz-plimsoll.conf";
 
-/// Returns the files that switch NRI on in the runtime, except those in a directory that the
+/// Returns the files that switch NRI on in the runtime, except files in a directory that the
 /// runtime's configuration imports.
 pub(super) const fn switch_files(product: RuntimeProduct) -> &'static [&'static str] {
     match product {

@@ -1,4 +1,4 @@
-//! The plan of an installation or removal: its actions, in order, with a reason for each.
+//! The plan of an installation or removal: the actions in their order, each with a reason.
 
 use std::fmt;
 
@@ -40,7 +40,7 @@ pub enum Action {
     RemoveAll(String),
     /// Remove a directory if it is empty.
     RemoveEmpty(String),
-    /// Restore the original values of every cgroup by `plimsoll restore`.
+    /// Call `plimsoll restore`, which restores the original values of every cgroup.
     Restore,
     /// Call `systemctl`.
     Systemctl(Vec<String>),
@@ -52,7 +52,7 @@ pub enum Action {
     /// Check that the runtime's configuration files switch NRI on. Holds the runtime, and its
     /// version if known.
     CheckNri(RuntimeProduct, Option<Version>),
-    /// Wait until the runtime listens at NRI's socket.
+    /// Wait until the runtime listens at the NRI socket.
     AwaitRuntime,
     /// Wait until a process of this program holds the plugin's lock.
     AwaitPlugin(String),
@@ -92,11 +92,12 @@ pub struct PlanStep {
     pub action: Action,
     /// The reason, shown to the user.
     pub why: String,
-    /// The actions that undo the step, in this order. Files are not listed, because
-    /// [`Executor::execute`](crate::commands::install::Executor::execute) returns their states.
+    /// The actions that undo the step, in this order. The list omits file changes, because
+    /// [`Executor::execute`](crate::commands::install::Executor::execute) returns the states of
+    /// changed files.
     pub(super) undo: Vec<Action>,
-    /// Alternative actions after the undo of all steps. The first action that succeeds ends the
-    /// list.
+    /// Alternative actions to execute after all steps are undone. After the first successful
+    /// action, the plan skips the others.
     pub(super) afterwards: Vec<Action>,
 }
 
@@ -124,8 +125,8 @@ impl Plan {
         self.add(systemctl(words), why)
     }
 
-    /// Adds a `systemctl daemon-reload` after changes of unit files. The undo of this step is
-    /// another reload, because the undo changes the files back.
+    /// Adds a `systemctl daemon-reload` after changes of unit files. To undo this step, the plan
+    /// reloads once more, because undoing the other steps changes the unit files again.
     pub(super) fn reload(&mut self) {
         let step = self.systemctl(&["daemon-reload"], "systemd must read the changed files");
         step.afterwards = vec![systemctl(&["daemon-reload"])];

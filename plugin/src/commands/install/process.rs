@@ -14,8 +14,8 @@ pub(super) struct PluginProcess {
     /// Path of the process's program file. If the file was replaced or removed, the kernel appends
     /// ` (deleted)`.
     pub(super) program: String,
-    /// Whether systemd runs the process as the service. The path does not show this, because the
-    /// program of a DaemonSet may have the same path.
+    /// Whether systemd runs the process as the plugin's service. The path is no proof, because a
+    /// DaemonSet's program may have the same path.
     pub(super) is_service: bool,
 }
 
@@ -29,8 +29,9 @@ impl PluginProcess {
         self.file() != self.program
     }
 
-    /// Returns whether the process runs this program of the node. The kernel reports the path with
-    /// symbolic links resolved, and a directory such as /opt may be a symbolic link.
+    /// Returns whether the process runs the program at this path on the node. The kernel resolves
+    /// the symbolic links in the path that it reports, and a directory such as /opt may be a
+    /// symbolic link.
     pub(super) fn runs(&self, host: &Path, program: &str) -> bool {
         let path = below(host, program);
         let directory = path.parent().and_then(|directory| directory.canonicalize().ok());

@@ -14,7 +14,7 @@ impl InstallFacts {
     ///
     /// # Errors
     ///
-    /// Fails if the running plugin is neither the service nor launched by the runtime.
+    /// Fails if the running plugin is neither systemd's service nor launched by the runtime.
     pub fn plan_removal(&self) -> Result<Plan, Refusal> {
         let state = format!("/{}", originals::DIRECTORY);
         self.check_process()?;
@@ -44,7 +44,7 @@ impl InstallFacts {
         for path in imported.chain(DIRECTORIES) {
             plan.add(Action::RemoveEmpty(path.to_owned()), "no other program has files there");
         }
-        // The removal of the state is the last step, because an undo cannot restore the state.
+        // The last step removes the state, because the plan cannot undo this step.
         plan.add(Action::RemoveAll(state), "the plugin's state, with the original values");
         Ok(plan)
     }
@@ -54,14 +54,14 @@ impl InstallFacts {
         self.files.contains_key(path)
     }
 
-    /// Adds the step that removes a file, if the node has it.
+    /// If the node has the file, adds the step that removes the file.
     fn remove(&self, plan: &mut Plan, path: &str, why: &str) {
         if self.has(path) {
             plan.add(Action::Remove(path.to_owned()), why);
         }
     }
 
-    /// Adds the step that restores all values.
+    /// Adds the step that restores all original values.
     fn restore_values(&self, plan: &mut Plan, state: &str) {
         let step = plan
             .add(Action::Restore, "by plimsoll restore; if this fails, nothing else is changed");

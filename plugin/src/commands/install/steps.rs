@@ -5,10 +5,10 @@ use crate::commands::install::paths::{ENABLED, SERVICE, UNIT};
 use crate::commands::install::plan::{Action, Plan, PlanStep, systemctl};
 use crate::state::originals;
 
-/// The reason shown for [`Action::AwaitRuntime`].
+/// The reason that a plan shows for [`Action::AwaitRuntime`].
 pub(super) const CONNECT: &str = "plugins connect to this socket";
 
-/// The reason shown for [`Action::AwaitSynchronized`].
+/// The reason that a plan shows for [`Action::AwaitSynchronized`].
 pub(super) const SYNCHRONIZED: &str = "from then on containers get their values";
 
 impl InstallFacts {
@@ -32,7 +32,7 @@ impl InstallFacts {
         }
     }
 
-    /// Adds a restart of the runtime. An undo restarts the runtime once more.
+    /// Adds a restart of the runtime. To undo this step, the plan restarts the runtime once more.
     pub(super) fn restart_runtime<'p>(&self, plan: &'p mut Plan, why: &str) -> &'p mut PlanStep {
         let step = plan.systemctl(&["restart", self.service()], why);
         step.afterwards = vec![systemctl(&["restart", self.service()])];
@@ -51,7 +51,7 @@ impl InstallFacts {
     }
 
     /// Returns the actions that undo a start of the plugin. If the plugin had neither a process nor
-    /// a state before, the actions also restore all values and remove the state.
+    /// stored state before the plan, the actions also restore all values and remove the state.
     pub(super) fn undo_start(&self, end: Action) -> Vec<Action> {
         let state = format!("/{}", originals::DIRECTORY);
         if self.process.is_some() || self.files.contains_key(&state) {

@@ -31,21 +31,21 @@ use crate::report::serve;
 /// busy node.
 const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 
-/// Time that `plimsoll restore` may need beyond its own deadlines. The plugin may need 10 s for
-/// each answer. systemd may need a minute to read its unit files again.
+/// Time that `plimsoll restore` may need in addition to its own deadlines. The plugin may need 10 s
+/// for each answer, and systemd may need a minute to reload its unit files.
 const RESTORE_MARGIN: Duration = Duration::from_secs(120);
 
-/// Time limit for `plimsoll restore`. The command reports what it could not restore, so it must end
-/// by itself before this limit.
+/// Time limit for `plimsoll restore`. The command reports the values that it could not restore, so
+/// the command must end by itself before this limit.
 const RESTORE_LIMIT: Duration = LONGEST_WAIT.saturating_add(RESTORE_MARGIN);
 
-/// Time limit for reading the messages of a command that has ended.
+/// Time limit for reading the remaining messages of an ended command.
 const MESSAGES_LIMIT: Duration = Duration::from_secs(1);
 
 /// Time limit for the effect of an action, for example until a socket listens.
 const EFFECT_LIMIT: Duration = Duration::from_secs(30);
 
-/// Poll interval while waiting.
+/// Interval between two polls while waiting for an effect.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Executes actions on a node's file system, and on the processes and units of this machine.
@@ -53,7 +53,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 pub struct SystemExecutor {
     host: PathBuf,
     socket: PathBuf,
-    /// Set when the user interrupts the program.
+    /// Flag that is true after the user has interrupted the program.
     interrupted: Arc<AtomicBool>,
     is_undoing: bool,
 }
@@ -99,28 +99,30 @@ impl SystemExecutor {
         }
     }
 
-    /// Runs a command and waits for its end, for at most `limit`. The command inherits this
-    /// process's output.
+    /// Runs a command and waits for its end, for at most `limit`. The command writes to the
+    /// standard output and standard error of this process.
     fn run(&self, command: &mut Command, limit: Duration) -> Result<(), String> {
-        // Ctrl-C sends SIGINT to the process group. Run the command in its own group, because this
-        // process either kills the command or lets an undo finish.
+        // Ctrl-C sends SIGINT to the process group. Run the command in its own group, so that this
+        // process decides whether the command ends.
         command.stdin(Stdio::null()).process_group(0);
         if self.is_undoing {
-            // The terminal may be gone after SIGHUP, and a command that cannot print would fail. So
-            // this process reads the command's messages, and prints them if possible.
+            // After SIGHUP the terminal may be gone, and a command that cannot print would fail.
+            // This process therefore reads the command's messages, and prints the messages if
+            // possible.
             command.stdout(Stdio::null()).stderr(Stdio::piped());
         }
         let mut child = command.spawn().map_err(|error| error.to_string())?;
         let messages = child.stderr.take().and_then(forward_messages);
         let result = self.wait_for_child(&mut child, limit);
         if let Some(messages) = messages {
-            // Another process may keep the pipe open.
+            // Limit the wait, because another process may keep the pipe open.
             self.poll(MESSAGES_LIMIT, || messages.is_finished().then_some(()));
         }
         result
     }
 
-    /// Waits for the end of a command, for at most `limit`. Kills the command after `limit`.
+    /// Waits for the end of a command. Kills the command after `limit`, or if the user interrupts
+    /// the program.
     fn wait_for_child(&self, child: &mut Child, limit: Duration) -> Result<(), String> {
         match self.poll(limit, || child.try_wait().transpose()) {
             Some(Ok(status)) if status.success() => Ok(()),
@@ -258,7 +260,7 @@ impl Executor for SystemExecutor {
     }
 }
 
-/// Prints the messages of a command in another thread, and ignores failures to print. Returns
+/// Prints the messages of a command in a separate thread, and ignores failures to print. Returns
 /// `None` if the kernel allows no further thread.
 fn forward_messages(mut messages: ChildStderr) -> Option<JoinHandle<()>> {
     let forward = move || {
@@ -299,7 +301,7 @@ mod tests {
 
     #[test]
     fn restore_reports_before_it_is_killed() {
-        // An answer of the plugin takes up to 10 s, and a reload of systemd up to 60 s.
+        // The plugin takes up to 10 s for an answer, and systemd takes up to 60 s for a reload.
         let answers_and_reload = Duration::from_secs(3 * 10 + 60);
         assert!(RESTORE_LIMIT > LONGEST_WAIT + answers_and_reload);
     }

@@ -3,7 +3,7 @@
 use crate::commands::install::executor::{Executor, PathState};
 use crate::commands::install::plan::{Action, PlanStep};
 
-/// Undoes all steps. Returns messages about the actions that it could not undo.
+/// Undoes all steps. Returns messages about the changes that could not be undone.
 pub(super) fn undo_steps(
     done: Vec<(&PlanStep, Vec<PathState>)>,
     executor: &mut impl Executor,
@@ -17,8 +17,8 @@ pub(super) fn undo_steps(
         }
         let mut has_failed = false;
         for undo in &step.undo {
-            // Keep the state after a failure. The state lists the values that are not restored yet,
-            // and a running plugin needs it.
+            // After a failure, keep the plugin's state. A running plugin needs the state, which
+            // lists the values that are not restored yet.
             let result = match undo {
                 Action::Remove(_) | Action::RemoveAll(_) if has_failed => {
                     Err("kept, because the plugin still needs it".to_owned())
@@ -32,7 +32,7 @@ pub(super) fn undo_steps(
         }
         afterwards.push(&step.afterwards);
     }
-    // Execute the alternatives in the order of the steps.
+    // Execute the alternative actions in the order of their steps.
     for actions in afterwards.into_iter().rev() {
         let mut failed = Vec::new();
         for action in actions {

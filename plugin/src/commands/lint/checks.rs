@@ -12,7 +12,8 @@ use crate::commands::lint::report::{CheckedContainer, Report};
 use crate::commands::lint::rule::Rule;
 
 impl Report {
-    /// Checks one pod. `at` returns the place of a value from the value's JSON pointer in the pod.
+    /// Checks one pod. `at` converts the JSON pointer of a value in the pod to the value's position
+    /// in the file.
     pub(super) fn check_pod(
         &mut self,
         file: &File,
@@ -22,8 +23,8 @@ impl Report {
         let PodExplanation { object, qos_class, containers, typed: of_pod, without_effect, .. } =
             pod;
         let subject = Subject { object: object.clone(), container: None };
-        // Each container repeats a message about an annotation of the whole pod, so report equal
-        // messages once.
+        // Each container repeats the messages about annotations of the whole pod, so report equal
+        // messages only once.
         let of_containers = containers.iter().flat_map(|container| &container.without_effect);
         let messages: BTreeSet<&String> = without_effect.iter().chain(of_containers).collect();
         for message in messages {
@@ -49,8 +50,8 @@ impl Report {
         }
     }
 
-    /// Checks one container of a pod. `of_pod` are the requests and limits of the whole pod, with
-    /// defaults.
+    /// Checks one container of a pod. `of_pod` contains the requests and limits of the whole pod,
+    /// with defaults.
     fn check_container(
         &mut self,
         file: &File,
@@ -94,8 +95,8 @@ impl Report {
         }
     }
 
-    /// Checks the memory request of a container or pod against its limit. `field` returns the place
-    /// of the memory value in `requests` or `limits`.
+    /// Compares the memory request of a container or pod with its memory limit. `field` returns the
+    /// position of the memory value in `requests` or `limits`.
     fn check_amounts(
         &mut self,
         file: &File,
@@ -148,8 +149,8 @@ fn limit_request_ratio(request: Option<Bytes>, limit: Option<Bytes>) -> Option<f
     Some(limit?.get() as f64 / request?.get() as f64)
 }
 
-/// Rounds a ratio up to two decimals for readers. A ratio above the maximum then never looks equal
-/// to the maximum.
+/// Rounds a ratio up to two decimals for readers. As a result, a ratio above the maximum never
+/// looks equal to the maximum.
 pub(super) fn round_up(ratio: f64) -> f64 {
     (ratio * 100.0).ceil() / 100.0
 }

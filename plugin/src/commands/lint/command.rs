@@ -115,8 +115,8 @@ impl Lint {
                     }
                     Err((file, error)) => (file, Err(error)),
                 };
-                // Name files relative to the current directory. Code scanning expects paths
-                // relative to the repository root, where a pipeline runs the command.
+                // Report paths relative to the current directory. Code scanning expects paths
+                // relative to the repository root, and a pipeline runs the command there.
                 let name =
                     file.strip_prefix(&here).or_else(|_| file.strip_prefix(".")).unwrap_or(&file);
                 match read {
@@ -141,8 +141,8 @@ impl Lint {
         })
     }
 
-    /// Returns the basis of the explanations. Ignores memory and page size of this machine, because
-    /// this machine is not the node.
+    /// Returns the basis of the explanations. Ignores the memory size and page size of this
+    /// machine, because this machine is not the node.
     fn basis(&self, config: &Config) -> Basis {
         let configured = match config.node_allocatable {
             NodeAllocatable::Fixed(bytes) => Some(bytes),
@@ -160,8 +160,8 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(format_args!("{json}\n"))
 }
 
-/// Returns `path` itself if it is not a directory. For a directory, returns the manifests below it
-/// in the order of their names. An error holds the path that could not be listed.
+/// Returns `path` itself if it is not a directory. For a directory, returns the manifests below the
+/// directory in the order of their names. An error contains the path that could not be listed.
 fn files(path: &Path) -> Box<dyn Iterator<Item = Result<PathBuf, (PathBuf, io::Error)>>> {
     if !path.is_dir() {
         return Box::new(std::iter::once(Ok(path.to_owned())));

@@ -1,4 +1,4 @@
-//! Documents of a file: their values, and the line where each document starts.
+//! Documents of a YAML file: their values, and the line at which each document starts.
 
 use serde_saphyr::Budget;
 
@@ -8,8 +8,8 @@ use crate::config::complaint;
 
 /// Splits a file into documents, each with the number of lines before it.
 ///
-/// YAML allows a line that starts with `---` or `...` only between documents. The split therefore
-/// needs no further knowledge of YAML.
+/// YAML allows a line that starts with `---` or `...` only between documents. The function
+/// therefore needs no other rule of YAML.
 pub(super) fn documents(text: &[u8]) -> Vec<(u64, &[u8])> {
     let is = |line: &[u8], marker: &[u8; 3]| {
         line.strip_prefix(marker)
@@ -17,7 +17,7 @@ pub(super) fn documents(text: &[u8]) -> Vec<(u64, &[u8])> {
     };
     let mut documents = Vec::new();
     let (mut start, mut before, mut end) = (0, 0, 0);
-    // Directives and comments before a `---` belong to the document that starts there.
+    // Directives and comments before a `---` belong to the document that the `---` starts.
     let mut preamble = true;
     for (line, lines) in text.split_inclusive(|&byte| byte == b'\n').zip(0..) {
         if is(line, b"---") && !preamble {
@@ -37,7 +37,7 @@ pub(super) fn documents(text: &[u8]) -> Vec<(u64, &[u8])> {
 }
 
 /// Parses the YAML or JSON in `text`. Text with nothing but comments contains no document. The
-/// error holds the place and the problem.
+/// error contains the position and the description of the problem.
 pub(super) fn parse(text: &[u8]) -> Result<Vec<PlacedValue>, (Place, String)> {
     let text = std::str::from_utf8(text).map_err(|error| {
         let (valid, rest) = text.split_at(error.valid_up_to());
@@ -49,7 +49,8 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<PlacedValue>, (Place, String)> {
         )
     })?;
     let mut budget = Budget::default();
-    // Large Lists are allowed. Aliases may not expand to much more than the text itself.
+    // Large Lists are allowed. The expansion of aliases must not be much larger than the text
+    // itself.
     budget.max_nodes = budget.max_nodes.max(text.len());
     budget.max_events = budget.max_events.max(2 * text.len());
     let options = serde_saphyr::options! {

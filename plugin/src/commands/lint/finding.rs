@@ -1,4 +1,4 @@
-//! Finding: a violation of a rule at a place.
+//! Finding: a violation of a rule, with its position in a file.
 
 use std::fmt;
 
@@ -8,8 +8,8 @@ use crate::commands::explain::ContainerKind;
 use crate::commands::lint::place::{File, Place};
 use crate::commands::lint::rule::{Level, Rule};
 
-/// Subject of a finding: kind and name of the object. Includes the container if the finding
-/// concerns only one container.
+/// Subject of a finding: kind and name of the object, and the container if the finding concerns
+/// only one container.
 #[derive(Clone, Debug)]
 pub(super) struct Subject {
     pub(super) object: String,
@@ -26,7 +26,7 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Violation of a rule at a place in a file.
+/// Violation of a rule, with its position in a file.
 #[derive(Clone, Debug)]
 pub struct Finding {
     pub(super) file: File,
@@ -47,7 +47,7 @@ impl Finding {
         self.place.line
     }
 
-    /// Returns the message with its subject, without the file.
+    /// Returns the message and the subject, but not the file.
     pub(super) fn text(&self) -> String {
         match &self.subject {
             Some(subject) => format!("{subject}: {}", self.message),

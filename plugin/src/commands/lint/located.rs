@@ -1,4 +1,4 @@
-//! Values of a document with their places.
+//! Values of a document, with their positions in the file.
 
 use std::collections::BTreeMap;
 
@@ -10,16 +10,16 @@ use serde_saphyr::Spanned;
 use crate::commands::lint::place::Place;
 use crate::config::any_value::{self, AnyValue, Scalar};
 
-/// Place of a value, with the places of its parts.
+/// Position of a value and the positions of its parts.
 pub(super) struct PlaceTree {
     pub(super) place: Place,
-    /// Places of the parts, by field name or by index.
+    /// Positions of the parts, by field name or by index.
     pub(super) parts: BTreeMap<String, PlaceTree>,
 }
 
 impl PlaceTree {
-    /// Returns the place of the value at a JSON pointer. If the value does not exist, returns the
-    /// place of its nearest existing ancestor.
+    /// Returns the position of the value at a JSON pointer. If the value does not exist, returns
+    /// the position of the value's nearest existing ancestor.
     pub(super) fn of(&self, pointer: &str) -> Place {
         let mut at = self;
         for field in pointer.split('/').skip(1) {
@@ -32,7 +32,7 @@ impl PlaceTree {
     }
 }
 
-/// Value with its place and with the places of its parts.
+/// A value, its position, and the positions of its parts.
 pub(super) struct PlacedValue {
     pub(super) value: Value,
     pub(super) place: Place,
@@ -48,7 +48,7 @@ impl<'de> Deserialize<'de> for PlacedValue {
     }
 }
 
-/// Value with the places of its parts.
+/// A value, and the positions of its parts.
 struct ValueWithParts {
     value: Value,
     parts: BTreeMap<String, PlaceTree>,

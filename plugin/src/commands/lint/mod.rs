@@ -1,9 +1,9 @@
 //! Checks the memory settings of pods in Kubernetes manifests (`plimsoll lint`).
 //!
-//! [`Report::lint`] takes the text of one file after another and collects findings. Each document
-//! of a file is parsed on its own, so a broken document hides no findings in the others.
-//! [`crate::commands::explain`] decides which objects are pods and which values their containers
-//! would get.
+//! [`Report::lint`] takes the text of one file after another and collects findings. The report
+//! parses each document of a file separately, so a broken document hides no findings in the other
+//! documents. [`crate::commands::explain`] decides which objects are pods and which values their
+//! containers would get.
 
 mod checks;
 pub(crate) mod command;

@@ -1,4 +1,4 @@
-//! Places of findings: files, lines and columns.
+//! Positions of findings: files, lines and columns.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -7,12 +7,12 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use plimsoll_core::units::harmless;
 use serde::{Serialize, Serializer};
 
-/// Names of a file. Serialized, a file is its name for readers.
+/// Names of a file. The serialized form of a file is its path for readers.
 #[derive(Clone, Debug)]
 pub(super) struct File {
     /// Path for readers. Characters that would control a terminal are escaped.
     pub(super) shown: String,
-    /// Path as a URI, relative if the path is relative.
+    /// Path as a URI. The URI is relative if the path is relative.
     pub(super) uri: String,
 }
 
@@ -52,8 +52,8 @@ impl Place {
 /// Maximum length of the description of a mistake, in characters.
 pub(super) const LONGEST_PROBLEM: usize = 300;
 
-/// Escapes foreign text so that a terminal only displays it. Keeps quotes and backslashes, and
-/// shortens the text to `most` characters.
+/// Escapes a manifest's text, so that the text cannot control the terminal. Keeps quotes and
+/// backslashes, and shortens the text to `most` characters.
 pub(super) fn shown(text: &str, most: usize) -> String {
     harmless(text, most, &['\'', '"', '\\'])
 }

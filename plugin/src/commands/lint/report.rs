@@ -1,4 +1,4 @@
-//! Report: the findings about several files, and the code that adds documents to the report.
+//! Report: the findings about several files, and the code that checks documents for the report.
 
 use std::io;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::commands::lint::rule::{Level, Rule};
 /// Maximum size of a file, in bytes.
 pub const LARGEST: usize = 64 << 20;
 
-/// Checked container with the values that the container would get.
+/// A checked container, with the values that the container would get.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CheckedContainer {
@@ -33,7 +33,7 @@ pub(super) struct CheckedContainer {
     pub(super) container: ContainerExplanation,
 }
 
-/// Findings about a number of files. Serialized, the report has the format of `--format json`.
+/// Findings about several files. The serialized report has the format of `--format json`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -47,7 +47,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Creates an empty report. A limit above `max_ratio` times the request will be a finding.
+    /// Creates an empty report. The report will contain a finding for each limit above `max_ratio`
+    /// times the request.
     pub const fn new(basis: Basis, max_ratio: f64) -> Self {
         Self { basis, max_ratio, files: 0, pods: 0, findings: Vec::new(), containers: Vec::new() }
     }
@@ -69,9 +70,9 @@ impl Report {
         self.add(&File::new(path), Place::START, Rule::Unreadable, None, message);
     }
 
-    /// Checks a file: YAML with one or more documents, or JSON. Each item of a list is checked like
-    /// a document. An object with a pod template counts as a pod (Deployments, Jobs, CronJobs and
-    /// so on). Other objects are ignored.
+    /// Checks a file: YAML with one or more documents, or JSON. Treats each item of a list like a
+    /// document. An object with a pod template counts as a pod (Deployments, Jobs, CronJobs and so
+    /// on). Ignores other objects.
     ///
     /// `path` only names the file in findings; `-` means standard input.
     pub fn lint(&mut self, path: &Path, text: &[u8]) {
@@ -230,7 +231,7 @@ mod tests {
             .pods,
             2
         );
-        // The finding has the right line even if the item of a list omits its kind.
+        // The finding has the right line even if an item of a list omits its kind.
         assert_eq!(
             rules("kind: PodList\nitems:\n- spec:\n    containers: [{name: a}]\n"),
             rules("kind: List\nitems:\n- spec:\n    containers: [{name: a}]\n  kind: Pod\n")
@@ -241,7 +242,7 @@ mod tests {
         );
     }
 
-    /// Pattern of text that resembles manifests.
+    /// Regular expression for random text that resembles manifests.
     const LIKE_MANIFESTS: &str = concat!(
         r"(kind: Pod|spec:|containers:|- name: a|resources:|limits:|memory: 1|metadata:",
         r"|annotations:|&a|\*a|<<: |---|\.\.\.",

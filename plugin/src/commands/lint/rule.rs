@@ -1,4 +1,4 @@
-//! Rules that manifests are checked against, and their levels.
+//! Rules that the command checks manifests against, and the severity of each rule.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ impl fmt::Display for Level {
     }
 }
 
-/// Rule that manifests are checked against.
+/// Rule that the command checks manifests against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// The file cannot be read.
@@ -38,7 +38,7 @@ pub enum Rule {
     Invalid,
     /// The memory request is above the limit.
     MemoryRequestAboveLimit,
-    /// The memory limit is too many times the request.
+    /// The memory limit divided by the memory request exceeds the maximum ratio.
     LimitRequestRatio,
     /// The memory request is missing.
     MemoryRequestMissing,
@@ -79,7 +79,7 @@ impl Rule {
         }
     }
 
-    /// Returns the level of the rule's findings.
+    /// Returns the severity of the rule's findings.
     pub const fn level(self) -> Level {
         match self {
             Self::Unreadable | Self::Syntax | Self::Invalid | Self::MemoryRequestAboveLimit => {
@@ -108,7 +108,7 @@ impl Rule {
         }
     }
 
-    /// Returns the consequence of a violation and what to do.
+    /// Returns the consequence of a violation, and the advice.
     pub const fn help(self) -> &'static str {
         match self {
             Self::Unreadable => "The file was not checked. Correct its path or its permissions.",

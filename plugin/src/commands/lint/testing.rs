@@ -21,13 +21,13 @@ pub(super) fn found(text: &str) -> Vec<String> {
     report(text).findings.iter().map(ToString::to_string).collect()
 }
 
-/// Returns line and rule of each finding.
+/// Returns the line and the rule of each finding.
 pub(super) fn rules(text: &str) -> Vec<(u64, &'static str)> {
     report(text).findings.iter().map(|finding| (finding.line(), finding.rule().id())).collect()
 }
 
-/// Returns the rules that a pod with one container violates. `resources` are the container's
-/// resources, and `of_pod` are further fields of the pod's specification.
+/// Returns the rules that a pod with one container violates. `resources` contains the container's
+/// resources, and `of_pod` contains other fields of the pod's specification.
 pub(super) fn of_container(resources: &str, of_pod: &str) -> Vec<&'static str> {
     let text = format!(
         "kind: Pod\nspec: {{containers: [{{name: a, resources: {resources}}}], {of_pod}}}\n"

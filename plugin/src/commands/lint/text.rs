@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn hostile_names_do_no_harm_in_any_form() {
         let hostile = format!("\\e[31m\\nf.yaml:1: error: x\\u202e\\x85{}", "x".repeat(1 << 20));
-        // YAML limits such a key to 1024 characters.
+        // YAML limits an implicit key (a key without `?`) to 1024 characters.
         let key = &hostile[..50];
         let text = format!(
             "kind: \"{hostile}\"\nmetadata: {{name: \"{hostile}\", namespace: \"{hostile}\", \

@@ -66,7 +66,8 @@ impl Restore {
             .context("cannot start the asynchronous runtime")
             .map_err(Failure::Runtime)?;
         let plugin = runtime.block_on(wait_for_plugin(&self.host));
-        // The running plugin may have changed more values before it noticed the marker file.
+        // Load the original values again, because the running plugin may have changed more values
+        // before it noticed the marker file.
         let originals = load_originals(&self.host)?;
         let mut survey = Survey::new(&root, &originals);
         survey.problems.extend(problem);
@@ -124,7 +125,7 @@ fn undo(mark: &Path) -> Result<ExitCode, Failure> {
     .map(|()| ExitCode::SUCCESS)
 }
 
-/// Creates the marker file, which makes every instance of the plugin restore the originals.
+/// Creates the marker file, which makes every instance of the plugin restore the original values.
 fn make_mark(mark: &Path) -> Result<(), Failure> {
     if let Some(directory) = mark.parent() {
         fs::create_dir_all(directory).map_err(|error| failed(error, "make", directory))?;

@@ -1,4 +1,4 @@
-//! Removes systemd's runtime drop-ins with the plugin's values.
+//! Removes the runtime drop-ins by which systemd stores the plugin's values.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -12,8 +12,8 @@ use crate::cgroup::systemd::{self, Systemd};
 use crate::commands::restore::survey::Survey;
 use crate::state::originals::{Originals, Values};
 
-/// Removes the drop-ins of all changed cgroups, and makes systemd set the originals. `kubepods` is
-/// the cgroup that the node guard has limited.
+/// Removes the drop-ins of all changed cgroups, and makes systemd set the original values.
+/// `kubepods` is the cgroup that the node guard has limited.
 pub(super) async fn remove_drop_ins(
     host: &Path,
     root: &CgroupRoot,
@@ -21,7 +21,7 @@ pub(super) async fn remove_drop_ins(
     survey: &Survey,
     kubepods: Option<&CgroupPath>,
 ) {
-    // Remove systemd's runtime drop-ins. With its drop-ins, systemd would set the plugin's values
+    // Remove systemd's runtime drop-ins. From the drop-ins, systemd would set the plugin's values
     // again, and the drop-ins would override the administrator's configuration.
     let systemd = Systemd::new(host);
     let remove = |path: &CgroupPath| {
@@ -32,7 +32,7 @@ pub(super) async fn remove_drop_ins(
     };
     let changed = survey.changed.iter().filter(|changed| changed.container.is_none());
     let changed: Vec<_> = changed.map(|changed| (&changed.cgroup, changed.original)).collect();
-    // Count the removals, because `any` would stop at the first removal.
+    // Count the removals instead of using `any`, because `any` would stop after the first removal.
     let is_removed = changed.iter().filter(|(path, _)| remove(path)).count() > 0;
     let former: Vec<_> = find_former(root, originals).filter(|(path, _)| remove(path)).collect();
     if (is_removed || !former.is_empty())
@@ -40,8 +40,8 @@ pub(super) async fn remove_drop_ins(
     {
         note(format_args!("{error}; call 'systemctl daemon-reload'"));
     }
-    // Set the property where the reload did not restore the original. Another program may have set
-    // the original at runtime, in the same drop-in file.
+    // Set systemd's property if the reload did not restore the original value. Another program may
+    // have set the original value at runtime, in the same drop-in file.
     for (path, original) in changed.into_iter().chain(former) {
         let [min, low] =
             [original.min, original.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
@@ -60,16 +60,16 @@ pub(super) async fn remove_drop_ins(
     }
 }
 
-/// Returns the cgroups that were restored earlier, with their originals. A restored cgroup may
-/// still have drop-ins, as after a switch to observe mode.
+/// Returns the cgroups that the plugin restored earlier, each with its original values. A restored
+/// cgroup may still have drop-ins, for example after a switch to observe mode.
 ///
-/// Omits a cgroup that holds other values than its originals, because another program has set the
-/// values and the drop-ins.
+/// Omits a cgroup whose current values differ from its original values, because another program has
+/// set the current values and the drop-ins.
 fn find_former<'a>(
     root: &'a CgroupRoot,
     originals: &'a Originals,
 ) -> impl Iterator<Item = (&'a CgroupPath, Values)> {
-    // Do not use `Values::protection`, because it counts `max` as 0.
+    // Do not use `Values::protection`, because `Values::protection` treats `max` as 0.
     let protection =
         |values: &Values| [values.min, values.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
     let former = originals.former().filter(move |(path, inode, original)| {

@@ -1,4 +1,5 @@
-//! The instances of the plugin: the running instance, and the instance that this command runs.
+//! The instances of the plugin: the instance that already runs on the node, and the instance that
+//! this command runs.
 
 use std::collections::HashMap;
 use std::io;
@@ -22,19 +23,18 @@ use crate::report::serve;
 use crate::state::containers::Containers;
 use crate::state::settings::RESTORE_MARKER;
 
-/// Time limit for the plugin to notice the marker file. Also the time limit for the runtime to list
-/// containers whose cgroups are outside the kubelet's cgroups.
+/// Time limit for the plugin to notice the marker file. The same limit applies until the runtime
+/// lists containers whose cgroups are outside the kubelet's cgroups.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// The plugin that runs on the node, according to this command.
+/// State of the plugin on the node, as far as this command knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RunningPlugin {
     /// No process listens at the plugin's socket.
     Absent,
-    /// The plugin answers. The plugin has noticed the marker file, or reads the marker file before
-    /// it sets values.
+    /// The plugin answers, and has noticed the marker file or will read it before it sets values.
     Answers,
-    /// The plugin may still set values, for this reason.
+    /// The plugin may still set values. Contains the reason.
     Unknown(String),
 }
 
@@ -86,7 +86,7 @@ pub(super) struct OwnInstance {
 }
 
 impl OwnInstance {
-    /// Starts the instance.
+    /// Starts this command's instance of the plugin.
     pub(super) fn start(host: &Path, socket: &Path) -> Result<Self, Failure> {
         let node =
             Node::open(host, Config::default()).map_err(|error| Failure::Runtime(error.into()))?;
@@ -110,9 +110,9 @@ impl OwnInstance {
         *self.synchronized.borrow()
     }
 
-    /// Returns all containers of the runtime by id, with their cgroups where known. The list comes
-    /// from this instance of the plugin or from the running instance. Returns `None` if neither
-    /// instance is connected to the runtime.
+    /// Returns all containers of the runtime by id, with their cgroups if known. The list comes
+    /// from this instance of the plugin, or from the instance that already runs. Returns `None` if
+    /// neither instance is connected to the runtime.
     pub(super) async fn list_containers(
         &self,
         host: &Path,
@@ -125,7 +125,7 @@ impl OwnInstance {
         Some(status.containers.into_iter().map(|one| (one.id, one.cgroup)).collect())
     }
 
-    /// Ends the tasks of the instance.
+    /// Ends the tasks of this instance.
     pub(super) async fn stop(self) {
         for task in &self.tasks {
             task.abort();

@@ -1,4 +1,4 @@
-//! The report of the restored values, and of the values that are not restored.
+//! The report about restored values and about values that are not restored.
 
 use std::fmt::Write as _;
 
@@ -11,10 +11,10 @@ use crate::state::originals::Values;
 use crate::state::settings::RESTORE_MARKER;
 use plimsoll_core::policy::KNOBS;
 
-/// The most missing targets that the report names.
+/// Maximum number of missing cgroups and containers that the report names.
 const MOST_NAMED: usize = 20;
 
-/// Describes the number of cgroups and containers that were not restored in time.
+/// Returns a message with the number of cgroups and containers that were not restored in time.
 pub(super) fn describe_unfinished(left: usize) -> String {
     format!(
         "{left} cgroups or containers were not restored within {} s: expected the container \
@@ -24,11 +24,11 @@ pub(super) fn describe_unfinished(left: usize) -> String {
 }
 
 impl Survey {
-    /// Returns the reason why the command must not report success, although all found targets are
-    /// restored. Returns `None` if the command may report success.
+    /// Returns the reason why the command must not report success, although all found cgroups and
+    /// containers are restored. Returns `None` if the command may report success.
     pub(super) fn describe_unresolved(&self) -> Option<String> {
-        // Only the runtime knows whether a container has ended, because its cgroup may be outside
-        // the kubelet's cgroups.
+        // Only the runtime knows whether a container has ended, because the container's cgroup may
+        // be outside the kubelet's cgroups.
         let runtime = "the container runtime did not report whether they have ended".to_owned();
         let elsewhere =
             (!self.missing.is_empty()).then(|| self.unsearched.iter().chain([&runtime]));
@@ -49,8 +49,8 @@ impl Survey {
         })
     }
 
-    /// Returns the reason why a running plugin may still set values, and what to do. Returns `None`
-    /// if no plugin may set values.
+    /// Returns the reason why a running plugin may still set values, with advice. Returns `None` if
+    /// no plugin may set values.
     pub(super) fn describe_unknown_plugin(&self) -> Option<String> {
         self.unknown_plugin.as_ref().map(|why| {
             format!(
@@ -60,8 +60,8 @@ impl Survey {
         })
     }
 
-    /// Returns the report: one line per file with a changed value, per missing target and per
-    /// raised limit that stays.
+    /// Returns the report. The report has one line for each changed file, each missing cgroup or
+    /// container, and each limit that stays raised.
     pub(super) fn write_report(
         &self,
         root: &CgroupRoot,

@@ -27,15 +27,15 @@ pub(super) struct ChangedCgroup {
 #[derive(Default)]
 pub(super) struct Survey {
     pub(super) changed: Vec<ChangedCgroup>,
-    /// Ids of containers whose cgroup was not found.
+    /// Ids of containers whose cgroups the search did not find.
     pub(super) missing: BTreeSet<String>,
-    /// Targets that no longer exist: removed cgroups, and containers that the runtime does not
-    /// list.
+    /// Descriptions of what no longer exists: removed cgroups, and containers that the runtime does
+    /// not list.
     pub(super) ended: Vec<String>,
     /// Errors about cgroups that the command could not search. The missing containers may be in
     /// these cgroups.
     pub(super) unsearched: Vec<String>,
-    /// Errors about existing targets that the command could not read.
+    /// Errors about existing cgroups and containers that the command could not read.
     pub(super) problems: Vec<String>,
     /// The reason why a running plugin may still set values. `None` if no plugin may set values.
     pub(super) unknown_plugin: Option<String>,
@@ -44,8 +44,8 @@ pub(super) struct Survey {
 impl Survey {
     /// Searches for all cgroups and containers that the plugin has changed.
     pub(super) fn new(root: &CgroupRoot, originals: &Originals) -> Self {
-        // The paths of changed pods lead to the cgroup of all pods, even if the search does not
-        // find this cgroup.
+        // The path of a changed pod's cgroup contains the path of kubepods, even if the search does
+        // not find kubepods.
         let known = originals.targets().filter_map(|target| match target {
             Target::Cgroup(path, _) => {
                 let pod = PodCgroup::parse(path.as_str())?;
@@ -86,7 +86,7 @@ impl Survey {
         survey
     }
 
-    /// Copies the values before the restore from an earlier survey.
+    /// Takes the values before the restore from an earlier survey.
     pub(super) fn copy_values_before(&mut self, earlier: Survey) {
         for changed in &mut self.changed {
             if let Some(former) =
@@ -107,7 +107,7 @@ impl Survey {
         let read = || {
             let open = root.cgroup(cgroup)?;
             match target {
-                // Another cgroup has the same path now.
+                // The path now belongs to a new cgroup.
                 Target::Cgroup(path, inode) if open.inode()? != *inode => {
                     Err(CgroupError::Gone(path.clone()))
                 }
@@ -136,8 +136,8 @@ impl Survey {
         }
     }
 
-    /// Classifies the missing containers with the runtime's complete list. A missing container
-    /// either has ended or is on the list.
+    /// Compares the missing containers with the runtime's complete list. A missing container that
+    /// is not on the list has ended.
     pub(super) fn resolve_missing(
         &mut self,
         root: &CgroupRoot,
@@ -160,8 +160,8 @@ impl Survey {
 }
 
 impl ChangedCgroup {
-    /// Returns whether this is a container whose stored values in the runtime are still the
-    /// plugin's. [`Originals`] has an entry for such a container.
+    /// Returns whether this is a container for which the runtime still stores the plugin's values.
+    /// In this case [`Originals`] still has an entry for the container.
     pub(super) fn is_awaiting_runtime(&self, originals: &Originals, root: &CgroupRoot) -> bool {
         let Some(id) = &self.container else { return false };
         originals.get(&Target::Container(id.clone())).is_some()
@@ -178,7 +178,8 @@ impl ChangedCgroup {
         let page = crate::cgroup::page_size();
         KNOBS.into_iter().all(|knob| {
             let default = Some(knob.default_value());
-            // The plugin does not set memory.high of ancestor cgroups, so accept any value.
+            // The plugin does not set memory.high of ancestor cgroups, so every value of
+            // memory.high counts as restored.
             (self.container.is_none() && self.original.get(knob).is_none())
                 || match (held.get(knob), self.original.get(knob).or(default)) {
                     (Some(held), Some(original)) => held.is_same(original, page),

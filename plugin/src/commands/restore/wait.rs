@@ -16,7 +16,8 @@ use crate::commands::restore::survey::{ChangedCgroup, Survey};
 use crate::state::guard_record;
 use crate::state::originals::Originals;
 
-/// Time limit for restoring all values. A runtime needs some tenths of a second per container.
+/// Time limit for restoring all values. A runtime needs some tenths of a second to update one
+/// container.
 pub(super) const RESTORE_LIMIT: Duration = Duration::from_secs(120);
 
 /// The sum of this command's own deadlines.
@@ -25,7 +26,7 @@ pub(crate) const LONGEST_WAIT: Duration = ANSWER_LIMIT.saturating_add(RESTORE_LI
 /// Poll interval while inotify reports no change.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The wait for all values to be restored.
+/// A wait until all values are restored.
 pub(super) struct RestoreWait<'a> {
     /// The node's file system.
     pub(super) host: &'a Path,
@@ -35,13 +36,13 @@ pub(super) struct RestoreWait<'a> {
     pub(super) originals: &'a Originals,
     /// The cgroup that the node guard has limited.
     pub(super) kubepods: Option<&'a CgroupPath>,
-    /// Whether another instance runs and updates the runtime.
+    /// Whether another instance of the plugin runs and updates the runtime's stored values.
     pub(super) has_plugin: bool,
 }
 
 impl RestoreWait<'_> {
-    /// Waits until all values are restored. Returns the number of cgroups that are not restored,
-    /// plus the number of containers whose stored values in the runtime are not updated.
+    /// Waits until all values are restored. Returns the number of unrestored cgroups, plus the
+    /// number of containers whose values the runtime has not yet updated in its own store.
     pub(super) async fn run(&self, survey: &mut Survey) -> Result<usize, Failure> {
         let instance = OwnInstance::start(self.host, self.socket)?;
         let mut watch = self.watch(survey)?;
@@ -60,7 +61,7 @@ impl RestoreWait<'_> {
             {
                 break left + unstored;
             }
-            // Look at the cgroups again after an event, an error or a timeout.
+            // Read the cgroups again after an event, an error or a timeout.
             let _ = timeout(POLL_INTERVAL, watch.next()).await;
             if !survey.missing.is_empty()
                 && let Some(containers) = instance.list_containers(self.host).await
@@ -86,9 +87,9 @@ impl RestoreWait<'_> {
         Ok(watch)
     }
 
-    /// Returns two counts. The first count has the cgroups that do not hold their originals yet.
-    /// The second count has the restored containers whose stored values in the runtime are not
-    /// updated yet.
+    /// Returns two counts. The first is the number of cgroups that do not have their original
+    /// values yet. The second is the number of restored containers for which the runtime still
+    /// stores the plugin's values.
     fn count(&self, changed: &[ChangedCgroup]) -> (usize, usize) {
         let known = Originals::load(self.host).ok();
         let is_stored = |changed: &ChangedCgroup| {

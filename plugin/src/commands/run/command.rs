@@ -25,10 +25,11 @@ use crate::config::{Config, DROP_INS};
 use crate::report::Reports;
 use crate::report::log::{self, Level};
 
-/// Interval of the check of the marker file and the brake's record, if they cannot be watched.
+/// Interval at which the plugin reads the marker file and the brake's state file, if inotify cannot
+/// watch the files.
 const MARKER_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The settings of this process that do not come from the configuration file.
+/// The settings that this process has from other sources than the configuration file.
 struct ProcessSettings {
     /// The name by which the plugin registers.
     identity: Identity,
@@ -39,25 +40,27 @@ struct ProcessSettings {
 }
 
 impl Run {
-    /// Runs the plugin until a signal stops it or the runtime that launched it ends.
+    /// Runs the plugin until a signal stops the plugin, or the runtime that launched the plugin
+    /// ends.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let early = EarlySignals::record()
             .context("cannot install signal handlers")
             .map_err(Failure::Runtime)?;
         let (level, log_takes_last) = log::start(self.log_format);
-        // Read the path now. After a replacement of the file, the kernel appends ` (deleted)` to
-        // the path.
+        // Read the program's path now. If the file is replaced later, the kernel appends `
+        // (deleted)` to the path.
         let program = std::env::current_exe()
             .context("cannot find the program's file")
             .map_err(Failure::Runtime)?;
-        // SAFETY: no code has taken the descriptors that the runtime passes, because the command
-        // has just begun.
+        // SAFETY: the command has just begun, so no other code has taken the file descriptors that
+        // the runtime passes.
         #[allow(unsafe_code)]
         let launched = unsafe { Launched::from_env() };
         let result = match launched {
             Ok(None) => self.plugin(None, early, level, &program),
-            // A runtime that closes the connection to a launched plugin kills the launched process,
-            // and never launches the plugin again. So run the plugin in a second process.
+            // When a runtime closes the connection to a launched plugin, it kills the launched
+            // process and never launches the plugin again. Run the plugin in a second process,
+            // which survives.
             Ok(Some(launched)) => match launched.detach() {
                 Ok(launched) => self.plugin(Some(launched), early, level, &program),
                 Err(status) => {
@@ -70,8 +73,8 @@ impl Run {
             }
         };
         let result = match result {
-            // Log the error, so that its line has the format of the log. Otherwise `main` prints
-            // the error to standard error, which leads to the journal.
+            // Log the error in the format of the log. If the log cannot show the last message,
+            // `main` prints the error to standard error, which leads to the journal.
             Err(failure) if log_takes_last => {
                 let (error, code) = failure.into_parts();
                 error!("{error:#}");
@@ -134,7 +137,7 @@ impl Run {
         }
     }
 
-    /// Returns the configuration at the start of the plugin.
+    /// Returns the configuration with which the plugin starts.
     fn initial_config(
         &self,
         launched: Option<&Launched>,
@@ -146,7 +149,8 @@ impl Run {
         };
         match (launched, &self.config) {
             (_, Some(path)) => load(path),
-            // The runtime sends the configuration over the connection.
+            // Start with the defaults, because the runtime sends the configuration over the
+            // connection.
             (Some(launched), None) if launched.is_connected() => Ok(Config::default()),
             (_, None) => match files.iter().find(|path| path.exists()) {
                 Some(path) => load(path),
@@ -155,7 +159,7 @@ impl Run {
         }
     }
 
-    /// Starts all tasks of the plugin and waits for its end.
+    /// Starts all tasks of the plugin, and waits until the plugin ends.
     async fn serve(
         self,
         node: Node,
@@ -188,7 +192,8 @@ impl Run {
         started.context("cannot start a thread").map_err(Failure::Runtime)?;
         let configurator = stub.plugin().configurator();
         let reloads = reload.clone();
-        // The tasks that watch files also read files, so they have a thread of their own.
+        // The tasks that watch files also read files, which may block, so these tasks have their
+        // own thread.
         let watch_files = move || async move {
             configured.notified().await;
             let config = watch_config(&files, &configurator, &containers, &reloads);
@@ -218,7 +223,7 @@ impl Run {
     }
 }
 
-/// Returns the callback that runs for every new configuration.
+/// Returns the callback that the plugin calls for every new configuration.
 fn on_config(
     level: Level,
     reports: Arc<Reports>,
@@ -233,13 +238,12 @@ fn on_config(
     })
 }
 
-/// Replaces this process by the program that the program file holds now. Returns only after a
-/// failure.
+/// Replaces this process by the current content of the program file. Returns only after a failure.
 fn execute_new_program(program: &Path, successor: Option<Successor>) -> Failure {
     let mut command = Command::new(program);
     match std::env::args_os().len() {
-        // Without arguments, a new program runs the plugin only if NRI_PLUGIN_SOCKET is set. This
-        // variable is not set in the new program, so pass the argument.
+        // Pass the argument `run`. A program without arguments runs the plugin only if
+        // NRI_PLUGIN_SOCKET is set, and the new program does not have this variable.
         0 | 1 => command.arg("run"),
         _ => command.args(std::env::args_os().skip(1)),
     };
@@ -258,7 +262,7 @@ fn execute_new_program(program: &Path, successor: Option<Successor>) -> Failure 
 /// Source: containerd/nri `pkg/adaptation/plugin.go`.
 fn drop_ins(identity: &Identity) -> Vec<PathBuf> {
     let full = identity.to_string();
-    // The name follows the two digits of the index and a dash.
+    // The plugin's name follows the two digits of the index and a dash.
     let name = full.get(3..).unwrap_or_default().to_owned();
     [full, name].map(|name| Path::new(DROP_INS).join(format!("{name}.conf"))).into()
 }

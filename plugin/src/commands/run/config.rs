@@ -15,14 +15,14 @@ use crate::commands::run::file_watch::FileWatch;
 use crate::config::{self, Config};
 use crate::state::containers::Containers;
 
-/// The longest wait at the start for the content of an empty file.
+/// Maximum time that the starting plugin waits until an empty configuration file has content.
 const EMPTY_LIMIT: Duration = Duration::from_secs(1);
 
 /// Poll interval while the file is empty.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Applies the configuration in the first existing file of `files` whenever the file changes, and
-/// when `reload` is notified.
+/// Applies the configuration in the first existing file of `files`, whenever the file changes or
+/// other code notifies `reload`.
 pub(super) async fn watch_config(
     files: &[PathBuf],
     configurator: &Configurator,
@@ -56,7 +56,7 @@ pub(super) async fn watch_config(
     }
 }
 
-/// Reads the first existing file, and applies its text if the text differs from `seen`.
+/// Reads the first existing file, and applies the file's text if the text differs from `seen`.
 /// `is_asked_for` is true if the user requested the reload.
 fn read_and_apply(
     files: &[PathBuf],
@@ -97,8 +97,8 @@ fn unwatched(files: &str, error: &anyhow::Error) {
 }
 
 /// Applies the text of a configuration file, if the text is valid and differs from the
-/// configuration in force. `is_asked_for` is true if the user requested the reload. In this case
-/// the log also reports an unchanged configuration.
+/// configuration in force. `is_asked_for` is true if the user requested the reload. In this case,
+/// the function also logs that the configuration is unchanged.
 fn apply_config(
     file: &str,
     text: &[u8],
@@ -113,8 +113,8 @@ fn apply_config(
                 info!(file, "the configuration is in force already");
             }
         }
-        // A program may have truncated the file before it writes the new text. At the start an
-        // empty file means the defaults, which are in force already.
+        // A program may have truncated the file before it writes the new text. When the plugin
+        // starts, an empty file stands for the defaults, which are already in force.
         Ok(_) if is_empty(text) => warn!(
             "{file} is empty: expected at least one field, or {{}} for the defaults; the \
              configuration before stays in force"
@@ -164,7 +164,8 @@ mod tests {
         wait_while_empty(&file);
         assert_eq!(fs::read_to_string(&file).expect("read"), "logLevel: debug\n");
         written.join().expect("the thread ends");
-        // A file that stays empty means the defaults. A comment shows that a file is complete.
+        // A file that stays empty stands for the defaults. A file with a comment counts as
+        // complete.
         fs::write(&file, "").expect("written");
         wait_while_empty(&file);
         fs::write(&file, "# nothing").expect("written");

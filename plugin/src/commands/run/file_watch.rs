@@ -12,18 +12,19 @@ use futures::StreamExt as _;
 use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Time without a change in the configuration directory before the plugin reads the file.
+/// Time for which the configuration directory must be unchanged before the plugin reads the file.
 const QUIET_TIME: Duration = Duration::from_millis(200);
 
-/// The longest wait for a time of [`QUIET_TIME`] without changes. Other files in the directory may
-/// change all the time.
+/// Maximum wait until [`QUIET_TIME`] passes without changes, because other files in the directory
+/// may change all the time.
 const MAX_WAIT: Duration = Duration::from_secs(2);
 
-/// Interval at which the plugin checks whether the path leads to another directory. inotify does
-/// not report the renaming of a parent directory or a new target of a symbolic link.
+/// Interval at which the plugin checks whether the path leads to another directory. inotify reports
+/// neither the renaming of a parent directory nor the new target of a symbolic link.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A watch for changes in the configuration directory, which need not exist yet.
+/// A watch for changes in the configuration directory. The directory may be missing when the watch
+/// starts.
 pub(super) struct FileWatch {
     directory: PathBuf,
     events: EventStream<[u8; 4096]>,
@@ -34,16 +35,17 @@ pub(super) struct FileWatch {
 struct Watched {
     descriptor: WatchDescriptor,
     path: PathBuf,
-    /// The device and inode of the directory at the time when the watch began.
+    /// The device and inode that the directory had when the watch began.
     identity: Option<(u64, u64)>,
-    /// The name of the missing entry that the plugin waits for. `None` if this is the configuration
-    /// directory.
+    /// The name of the missing entry that the plugin waits for. `None` if the watched directory is
+    /// the configuration directory itself.
     missing: Option<OsString>,
 }
 
 impl FileWatch {
-    /// Starts to watch the directory of `files`. A watch of a file would miss a replacement by
-    /// rename. Kubernetes replaces the files of a ConfigMap by renaming a directory beside them.
+    /// Starts to watch the directory of `files`. A watch of a single file would miss a rename that
+    /// replaces the file. Kubernetes updates the files of a ConfigMap by renaming a directory
+    /// beside the files.
     pub(super) fn new(files: &[PathBuf]) -> anyhow::Result<Self> {
         let directory = match files.first().and_then(|file| file.parent()) {
             Some(directory) if directory != Path::new("") => directory,
@@ -56,7 +58,8 @@ impl FileWatch {
         Ok(changes)
     }
 
-    /// Watches the configuration directory, or its nearest existing ancestor.
+    /// Watches the configuration directory, or the nearest existing ancestor of a missing
+    /// configuration directory.
     fn watch(&mut self) -> anyhow::Result<()> {
         loop {
             let (path, missing) = nearest(&self.directory);
@@ -76,7 +79,7 @@ impl FileWatch {
                 }
             };
             if let Some(before) = self.watched.take() {
-                // The kernel may have removed the watch already.
+                // Ignore an error, because the kernel may have removed the watch already.
                 let _ = self.events.watches().remove(before.descriptor);
             }
             match self.events.watches().add(&path, its_own | in_it) {
@@ -92,8 +95,8 @@ impl FileWatch {
         }
     }
 
-    /// Waits for a change that may affect the files. Then waits until no change follows for
-    /// [`QUIET_TIME`], because a program may truncate a file before it writes the new content.
+    /// Waits for a change that may affect the files, and then until [`QUIET_TIME`] passes without
+    /// changes. A program may truncate a file before it writes the new content.
     pub(super) async fn next(&mut self) -> anyhow::Result<()> {
         let mut check = Instant::now() + CHECK_INTERVAL;
         loop {
@@ -117,8 +120,8 @@ impl FileWatch {
         timeout(MAX_WAIT, quiet).await.unwrap_or(Ok(()))
     }
 
-    /// Returns whether the path of the configuration directory leads to another directory than the
-    /// watched one.
+    /// Returns whether the path of the configuration directory no longer leads to the watched
+    /// directory.
     fn is_elsewhere(&self) -> bool {
         let (path, _) = nearest(&self.directory);
         self.watched
@@ -142,8 +145,8 @@ impl FileWatch {
         let is_over = EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF;
         if is_lost || event.mask.intersects(is_over) {
             if event.mask.contains(EventMask::MOVE_SELF) {
-                // The watch would follow the directory to its new path, where changes do not
-                // matter.
+                // The watch would follow the renamed directory to its new path, but changes at the
+                // new path do not matter.
                 let _ = self.events.watches().remove(watched.descriptor.clone());
             }
             self.watched = None;
@@ -161,8 +164,8 @@ fn identify(directory: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// Returns a directory or its nearest existing ancestor, and the first path component that is
-/// missing there.
+/// Returns a directory or its nearest existing ancestor. Also returns the first path component that
+/// is missing below the ancestor.
 fn nearest(directory: &Path) -> (PathBuf, Option<OsString>) {
     let mut missing = None;
     for above in directory.ancestors() {
@@ -179,7 +182,7 @@ fn nearest(directory: &Path) -> (PathBuf, Option<OsString>) {
 mod tests {
     use super::*;
 
-    /// Returns whether a change is reported within 5 s.
+    /// Returns whether the watch reports a change within 5 s.
     async fn is_reported(changes: &mut FileWatch) -> bool {
         timeout(Duration::from_secs(5), changes.next()).await.is_ok_and(|change| change.is_ok())
     }
@@ -190,7 +193,7 @@ mod tests {
         let directory = root.path().join("nri/conf.d");
         let mut changes =
             FileWatch::new(&[directory.join("a.conf"), directory.join("b.conf")]).expect("watched");
-        // Other entries in an ancestor directory are ignored.
+        // The watch ignores other entries in an ancestor directory.
         fs::write(root.path().join("hosts"), "").expect("written");
         fs::create_dir(root.path().join("apt")).expect("made");
         assert!(timeout(QUIET_TIME, changes.next()).await.is_err());
@@ -200,7 +203,8 @@ mod tests {
         assert!(is_reported(&mut changes).await);
         fs::write(directory.join("b.conf"), "{}").expect("written");
         assert!(is_reported(&mut changes).await);
-        // A directory tree that was created at another path and then moved to this path.
+        // Create a directory tree at another path, and then move the tree to the configuration
+        // path.
         fs::remove_dir_all(root.path().join("nri")).expect("removed");
         assert!(is_reported(&mut changes).await);
         fs::create_dir_all(root.path().join("new/conf.d")).expect("made");
@@ -220,7 +224,7 @@ mod tests {
         fs::create_dir_all(&directory).expect("made");
         let change = timeout(2 * CHECK_INTERVAL, watch.next()).await;
         assert!(change.is_ok_and(|change| change.is_ok()));
-        // From then on, changes in the new directory are noticed at once.
+        // From then on, the watch reports changes in the new directory at once.
         fs::write(directory.join("a.conf"), "{}").expect("written");
         assert!(is_reported(&mut watch).await);
     }

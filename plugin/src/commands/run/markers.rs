@@ -1,5 +1,5 @@
-//! The files that stop the plugin while it runs: the marker file of `plimsoll restore` and the
-//! brake's record.
+//! The files that make the running plugin stop setting values: the marker file of `plimsoll
+//! restore`, and the brake's state file.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,7 +16,8 @@ use crate::state::brake;
 use crate::state::originals;
 use crate::state::settings::RESTORE_MARKER;
 
-/// Applies the brake whenever the number of repairs, conflicts or kills exceeds its bound.
+/// Applies the brake whenever the number of repairs, conflicts or OOM kills exceeds the maximum
+/// that the configuration allows.
 pub(super) async fn keep_brake(configurator: &Configurator, reports: Arc<Reports>) {
     loop {
         let record = reports.brake.exceeded(report::now).await;
@@ -24,8 +25,8 @@ pub(super) async fn keep_brake(configurator: &Configurator, reports: Arc<Reports
     }
 }
 
-/// Watches the marker file of `plimsoll restore` and the brake's record, and applies every change.
-/// Returns only when it cannot watch any longer.
+/// Watches the marker file of `plimsoll restore` and the brake's state file, and applies every
+/// change. Returns only when inotify can no longer watch the files.
 pub(super) async fn watch_restored(host: &Path, configurator: &Configurator) -> anyhow::Result<()> {
     let directory = host.join(originals::DIRECTORY);
     fs::create_dir_all(&directory)
@@ -39,8 +40,8 @@ pub(super) async fn watch_restored(host: &Path, configurator: &Configurator) -> 
     loop {
         let change =
             changes.next().await.context("inotify ended")?.context("cannot read from inotify")?;
-        // The plugin writes the directory's other files itself and often, so ignore their events.
-        // An event without a name may report lost events.
+        // Ignore the events of the directory's other files, because the plugin itself often writes
+        // these files. An event without a file name may report that events were lost.
         let marks = [Path::new(RESTORE_MARKER).file_name(), Some(OsStr::new(brake::FILE))];
         if change.name.is_none_or(|name| marks.contains(&Some(name.as_os_str()))) {
             configurator.check_markers();

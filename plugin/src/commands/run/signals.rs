@@ -4,15 +4,15 @@
 //! |---|---|
 //! | SIGTERM, SIGINT | The plugin stops. Containers keep their values. |
 //! | SIGHUP | The plugin reads its configuration again. |
-//! | SIGUSR2 | The process executes the program that the program's file holds now. |
+//! | SIGUSR2 | The process executes the current content of the program file. |
 //! | SIGUSR1, SIGALRM, SIGVTALRM, SIGIO | The plugin only logs the signal. |
 //! | SIGWINCH | None: the kernel ignores the signal by default. |
 //! | SIGPIPE | None: Rust's runtime ignores the signal, and the write fails instead. |
 //!
 //! Other daemons reload or reopen their logs on some of these signals, but the default action of
-//! most of these signals ends a process. In the plugin only SIGTERM and SIGINT end the process,
-//! from the first line of `run` on. The other signals also do no harm while the process executes
-//! another program.
+//! most of these signals ends a process. From the first line of `run` on, only SIGTERM and SIGINT
+//! end the plugin's process. The other signals do not end the process either while it starts a new
+//! program.
 
 use std::convert::Infallible;
 use std::io;
@@ -28,26 +28,26 @@ use tracing::{info, warn};
 
 use crate::agent::notify;
 
-/// The signals that must not end the process before [`Signals`] handles them.
+/// The signals that must not end the process before [`Signals`] handles these signals.
 const HARMLESS: [i32; 6] = [SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGIO];
 
-/// The way the plugin ends without a failure.
+/// The ways in which the plugin ends without a failure.
 pub(super) enum End {
     Stop,
-    /// Replace this process by the program that the program file holds now.
+    /// Replace this process by the current content of the program file.
     Replace,
 }
 
-/// A record of signals that arrived before [`Signals`] handles them.
+/// The signals that arrive before [`Signals`] handles signals.
 pub(super) struct EarlySignals {
     /// Whether SIGUSR2 arrived.
     replace: Arc<AtomicBool>,
 }
 
 impl EarlySignals {
-    /// Prevents the signals from ending the process, until [`Signals`] handles them. The first
-    /// process of a launched plugin only waits for the second process, so it ignores the signals
-    /// until its end.
+    /// Prevents the signals from ending the process until [`Signals`] handles the signals. The
+    /// first process of a launched plugin only waits for the second process, so the first process
+    /// ignores the signals until it ends.
     pub(super) fn record() -> io::Result<Self> {
         let replace = Arc::<AtomicBool>::default();
         for number in HARMLESS {
@@ -62,8 +62,8 @@ impl EarlySignals {
 /// ignored signals, but no handlers. The new program ignores the signals until it handles them.
 pub(super) fn ignore_signals() {
     for number in HARMLESS {
-        // SAFETY: SIG_IGN is a valid disposition for these signals, and this process handles none
-        // of them any more.
+        // SAFETY: SIG_IGN is a valid disposition for these signals, and this process no longer
+        // handles any of the signals.
         #[allow(unsafe_code)]
         unsafe {
             libc::signal(number, libc::SIG_IGN);
@@ -77,14 +77,14 @@ pub(super) struct Signals {
     terminate: Signal,
     replace: Signal,
     reload: Signal,
-    /// Signals without an effect, with their names.
+    /// The signals without an effect, each with its name.
     others: [(&'static str, Signal); 4],
     early: EarlySignals,
 }
 
 impl Signals {
-    /// Installs the handlers. From then on, none of the signals ends the process by its default
-    /// action.
+    /// Installs the signal handlers. From then on, no handled signal ends the process by its
+    /// default action.
     pub(super) fn new(early: EarlySignals) -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -124,7 +124,7 @@ fn stop(signal: &str) -> End {
     End::Stop
 }
 
-/// Waits for SIGUSR2, and for an executable program file.
+/// Waits until SIGUSR2 arrives while the program file is executable.
 async fn wait_for_replacement(mut replace: Signal, early: &EarlySignals, program: &Path) {
     if !early.replace.load(Ordering::Relaxed) {
         replace.recv().await;
@@ -148,8 +148,8 @@ async fn notify_reloads(mut hangup: Signal, reload: &Notify) -> Infallible {
     std::future::pending().await
 }
 
-/// Logs a signal without an effect. Other programs reload on such a signal, so the message names
-/// the signal that reloads the plugin.
+/// Logs a signal without an effect. Other programs reload their configuration on such a signal, so
+/// the message names SIGHUP, on which the plugin reloads its configuration.
 async fn log_signal(name: &'static str, mut signal: Signal) {
     while signal.recv().await.is_some() {
         info!(signal = name, "the signal has no effect; SIGHUP reloads the configuration");

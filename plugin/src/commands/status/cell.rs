@@ -1,4 +1,4 @@
-//! The texts of single values in the table and in the story of a pod.
+//! The texts of single values in the table and in the details of a pod.
 
 use plimsoll_core::policy::Protection;
 use plimsoll_core::units::{Bytes, Limit, excerpt, harmless, printable};
@@ -21,7 +21,8 @@ pub(super) fn format_limit(limit: Limit) -> String {
     limit.bytes().map_or_else(|| "max".to_owned(), Bytes::approx)
 }
 
-/// Returns the desired value, and after `!=` the observed value if it differs.
+/// Returns the text of the desired value. If the observed value differs, appends `!=` and the
+/// observed value.
 pub(super) fn format_pair(row: &ContainerStatus, of: fn(&Values) -> Option<Limit>) -> String {
     match (of(&row.desired), row.observed.as_ref().map(of)) {
         (Some(desired), Some(Some(observed))) if desired != observed => {
@@ -55,8 +56,8 @@ pub(super) fn request(row: &ContainerStatus) -> String {
     }
 }
 
-/// Makes a message that may contain another program's text safe to print. Messages end with the
-/// advice, so the limit of 2000 characters is large enough to keep it.
+/// Returns a message that is safe to print, even if the message contains another program's text.
+/// The limit of 2000 characters is large enough to keep the advice at the end of a message.
 pub(super) fn printable_message(text: &str) -> String {
     harmless(text, 2000, &['\'', '"'])
 }

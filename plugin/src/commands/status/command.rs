@@ -106,21 +106,22 @@ impl StatusCommand {
         }
         loop {
             let screen = Screen::of_stdout(self.wide);
-            // Continue after an error, because the plugin may start again.
+            // Continue after an error, because the plugin may start again later.
             let text = runtime
                 .block_on(self.render(&screen))
                 .unwrap_or_else(|error| format!("{error:#}\n"));
-            // Shorten long lines: a line that wraps would scroll the first line off the screen.
+            // Shorten long lines, because a wrapped line would scroll the first line off the
+            // screen.
             let lines: Vec<_> = text
                 .lines()
                 .take(screen.rows.saturating_sub(1))
                 .map(|line| screen.cut(line))
                 .collect();
-            // Move the cursor home, and clear the rest of each line and everything below the last
-            // one.
+            // Move the cursor home. Clear the rest of each line, and everything below the last
+            // line.
             let drawn = write!(io::stdout(), "\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"));
             if drawn.and_then(|()| io::stdout().flush()).is_err() {
-                // The reader of the output is gone.
+                // The terminal or the program that reads the output is gone.
                 return Ok(ExitCode::SUCCESS);
             }
             std::thread::sleep(REFRESH_INTERVAL);

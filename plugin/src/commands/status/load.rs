@@ -8,8 +8,8 @@ use crate::report::status::{ContainerStatus, Status};
 /// Width of the LOAD drawing in cells, without the end mark.
 const CELLS: usize = 20;
 
-/// Draws the usage and the marks of the memory values to the scale of the limit. Without a limit,
-/// the scale is node allocatable.
+/// Returns a drawing of the usage, with marks for the memory values. The scale ends at the
+/// container's limit, or without a limit at node allocatable.
 pub(super) fn load(row: &ContainerStatus, status: &Status) -> String {
     let values = row.observed.unwrap_or(row.desired);
     let limit = values.max.and_then(Limit::bytes);
@@ -26,7 +26,7 @@ pub(super) fn load(row: &ContainerStatus, status: &Status) -> String {
     let amount =
         |limit: Option<Limit>| limit.and_then(Limit::bytes).filter(|bytes| *bytes > Bytes::ZERO);
     let (min, low) = (amount(values.min), amount(values.low));
-    // Two marks on one cell would hide each other. The end mark stays in place, and the other marks
+    // Two marks in one cell would hide each other. The end mark stays in place, and the other marks
     // move to the left.
     let mut free = CELLS - 1;
     for (mark, bytes) in

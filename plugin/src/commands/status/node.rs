@@ -3,7 +3,7 @@
 use crate::config::Mode;
 use crate::report::status::NodeStatus;
 
-/// Returns the reasons why the plugin sets no values, or no values for new containers.
+/// Returns the reasons why the plugin sets no values, or sets no values for new containers.
 pub(super) fn not_ready_reasons(node: &NodeStatus) -> impl Iterator<Item = &'static str> {
     let waits = (!node.synchronized)
         .then_some("waiting for the container runtime: new containers get no values");

@@ -37,7 +37,7 @@ pub(super) fn overview(status: &Status, screen: &Screen) -> String {
         },
     );
     write_node(&mut text, node, screen);
-    // Reports about the cgroups of pods are shown only with the pod (`describe_pods`).
+    // Omit reports about pod cgroups, because `describe_pods` shows these reports with the pod.
     for cgroup in status.cgroups.iter().filter(|cgroup| cgroup.level != Level::Pod) {
         if let Some(report) = cgroup.reports.iter().find(|report| report.is_recent()) {
             let line = format!("{}: {}", excerpt(cgroup.cgroup.as_str()), report.message);
@@ -55,7 +55,7 @@ pub(super) fn overview(status: &Status, screen: &Screen) -> String {
     text
 }
 
-/// Appends the lines about the guard, the mode and the problems of the node.
+/// Appends the lines about the node guard, the plugin's mode and the node's problems.
 fn write_node(text: &mut String, node: &NodeStatus, screen: &Screen) {
     if let Some(line) = node.guard {
         let held = match node.pods_max {

@@ -22,7 +22,7 @@ pub(super) fn describe_pods(status: &Status, now: u64) -> String {
     for row in &status.containers {
         write_container(&mut text, row, status, now);
         text.push('\n');
-        // The ancestor cgroups, from the pod upwards.
+        // Collect the ancestor cgroups, from the pod's cgroup upwards.
         let mut above = row.cgroup.as_ref().and_then(CgroupPath::parent);
         while let Some(path) = above {
             if let Some(cgroup) = status.cgroups.iter().find(|cgroup| cgroup.cgroup == path)

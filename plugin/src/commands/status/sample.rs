@@ -2,7 +2,7 @@
 
 use crate::report::status::Status;
 
-/// Returns a status with these containers, which are given as JSON.
+/// Returns a status that contains these containers. `containers` is JSON.
 pub(super) fn status(containers: &str) -> Status {
     let text = format!(
         r#"{{"version": 1, "plimsoll": "0", "cgroups": [], "containers": [{containers}],
@@ -13,7 +13,7 @@ pub(super) fn status(containers: &str) -> Status {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Returns a container as JSON. The tests choose amounts relative to a limit of 100.
+/// Returns a container as JSON. Tests choose the amounts in proportion to a limit of 100.
 pub(super) fn container(name: &str, usage: u64, min: u64, high: &str, max: &str) -> String {
     let values = format!(r#"{{"min": {min}, "low": 0, "high": {high}, "max": {max}}}"#);
     format!(

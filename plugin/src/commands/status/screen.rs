@@ -1,11 +1,11 @@
-//! The size and colours of the output.
+//! The size of the output, and whether the output has colours.
 
 use std::io::{self, IsTerminal as _};
 
-/// Width in columns where the output is not a terminal, large enough for the whole table.
+/// Width in columns if the output is not a terminal. The width is large enough for the whole table.
 const WIDEST: usize = 1000;
 
-/// The size and colours of the output.
+/// The size of the output, and whether the output has colours.
 pub(super) struct Screen {
     pub(super) columns: usize,
     pub(super) rows: usize,

@@ -17,7 +17,8 @@ struct Column {
     title: &'static str,
     is_number: bool,
     text: fn(&ContainerStatus, &Status) -> String,
-    /// The priority, 0 is the highest. A narrow terminal omits the columns with the highest ranks.
+    /// The priority of the column; 0 is the highest priority. In a narrow terminal, the table omits
+    /// the columns with the largest numbers.
     rank: usize,
 }
 
@@ -85,7 +86,7 @@ const COLUMNS: [Column; 14] = [
 const NAME: usize = 1;
 /// Spaces between two columns.
 const GAP: usize = 2;
-/// Least width of a shortened name.
+/// Minimum width of a shortened name.
 const LEAST_NAME: usize = 20;
 
 /// Appends the table with one row per container.
@@ -102,8 +103,8 @@ pub(super) fn write_table(text: &mut String, status: &Status, screen: &Screen) {
         })
         .collect();
     let shown = columns_that_fit(&widths, screen.columns);
-    // The remaining width is for names. Long names are shortened in the middle, because their ends
-    // distinguish them.
+    // Names get the remaining width. Long names lose characters in the middle, because names often
+    // differ at the end.
     let others: usize = shown.iter().filter(|at| **at != NAME).map(|at| widths[*at] + GAP).sum();
     let name_width = screen.columns.saturating_sub(others).max(LEAST_NAME);
     let mut table = Table::new();
@@ -134,7 +135,7 @@ pub(super) fn write_table(text: &mut String, status: &Status, screen: &Screen) {
     }
 }
 
-/// Returns the indexes of the columns that fit the terminal, in the order of the table.
+/// Returns the indexes of the columns that fit into the terminal, in the order of the table.
 fn columns_that_fit(widths: &[usize], columns: usize) -> Vec<usize> {
     let mut by_rank: Vec<usize> = (0..COLUMNS.len()).collect();
     by_rank.sort_by_key(|at| COLUMNS[*at].rank);

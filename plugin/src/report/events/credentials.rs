@@ -1,4 +1,4 @@
-//! Credentials of the API server, and the connection with them.
+//! Credentials for the API server, and the connection that uses these credentials.
 
 use std::path::{Path, PathBuf};
 use std::{env, fmt};
@@ -6,7 +6,7 @@ use std::{env, fmt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
-/// Source of the API server credentials.
+/// Source of the credentials for the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     /// Kubeconfig file that the configuration names. The plugin never uses `~/.kube/config`,
@@ -57,8 +57,8 @@ impl Source {
         // `Publisher::write` decides on retries.
         config.default_retry = false;
         // `Client::try_from` runs the token program of the kubeconfig and blocks until the program
-        // ends. Use the blocking pool, whose single thread runs one program at a time. A token
-        // program that hangs must not stop the timeout that reports the failure.
+        // ends. Use the blocking pool, whose single thread runs one program at a time. Even if a
+        // token program hangs, the timeout must report the failure.
         Ok(tokio::task::spawn_blocking(move || Client::try_from(config)).await??)
     }
 }

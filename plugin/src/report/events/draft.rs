@@ -1,4 +1,4 @@
-//! Data for an Event, taken from an incident.
+//! Data for a Kubernetes Event, taken from an incident.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
@@ -14,16 +14,16 @@ use crate::report::mode::ReportMode;
 const CONTROLLER: &str = "plimsoll";
 
 /// Returns the Event's action for an incident that concerns the pod's owner. Returns `None` for an
-/// incident that concerns only the node. The plugin's log contains such an incident.
+/// incident that concerns only the node. The plugin's log still reports this incident.
 ///
-/// The Event's reason is the [`IncidentKind`], in observe mode with the prefix `Observed`. The
-/// Event's type is Warning if the incident requires action.
+/// The Event's reason is the name of the [`IncidentKind`], with the prefix `Observed` in observe
+/// mode. The Event's type is Warning if the incident requires action.
 pub fn action(kind: IncidentKind) -> Option<&'static str> {
     kind.event_action()
 }
 
-/// An incident with the data that its Event needs. Long names cannot make it large, because
-/// [`EventDraft::of`] rejects them.
+/// An incident with the data that its Event needs. A draft stays small, because [`EventDraft::of`]
+/// rejects long names.
 #[derive(Clone, Debug)]
 pub(super) struct EventDraft {
     pub(super) namespace: String,
@@ -44,8 +44,8 @@ pub(super) struct EventDraft {
 
 impl EventDraft {
     /// Returns the data for an Event. Returns `None` if the incident does not concern the pod's
-    /// owner. Also returns `None` if Kubernetes allows no pod with these names, because then no pod
-    /// can have the Event.
+    /// owner. Also returns `None` if Kubernetes allows no pod with these names, because no pod can
+    /// match the Event.
     pub(super) fn of(subject: &Subject, what: &Incident, mode: ReportMode) -> Option<Self> {
         let action = action(what.kind())?;
         let (namespace, pod) = subject.pod.as_ref()?.split_once('/')?;
@@ -54,7 +54,7 @@ impl EventDraft {
             && container.as_deref().is_none_or(is_label)
             && pod.len() <= 253
             && pod.split('.').all(is_name_part)
-            // The UID of a static pod is a digest, which is a label like any UUID.
+            // The UID of a static pod is a digest, and a digest is a valid label, as a UUID is.
             && is_label(uid);
         is_possible.then(|| Self {
             namespace: namespace.to_owned(),
@@ -66,8 +66,8 @@ impl EventDraft {
             action,
             is_warning: what.is_warning(),
             desired: match what.kind() {
-                // The plugin changes `memory.high` in several steps but writes one Event for all of
-                // them.
+                // The plugin changes `memory.high` in several steps but writes only one Event for
+                // all steps.
                 IncidentKind::Released | IncidentKind::PutBack => None,
                 _ => what.fields().desired.or(what.fields().limit),
             },
@@ -123,8 +123,8 @@ impl EventDraft {
                 name: Some(self.name()),
                 ..ObjectMeta::default()
             },
-            // For a static pod, this is the UID of the manifest file. The kubelet's own Events have
-            // the same UID. kubectl finds Events by this UID.
+            // For a static pod, `uid` is the UID of the manifest file. The kubelet's own Events
+            // have the same UID, by which kubectl finds Events.
             regarding: Some(ObjectReference {
                 api_version: Some("v1".to_owned()),
                 kind: Some("Pod".to_owned()),
@@ -148,8 +148,8 @@ impl EventDraft {
         }
     }
 
-    /// Returns the Event's name from pod and time, as client-go does. A stable name contains a hash
-    /// instead of the time.
+    /// Returns the Event's name, which consists of the pod's name and the time, as in client-go. A
+    /// stable name contains a hash instead of the time.
     pub(super) fn name(&self) -> String {
         let suffix = if self.has_stable_name() {
             let identity = format!("{}/{}/{}", self.uid, self.kind(), self.note);
@@ -209,7 +209,7 @@ mod tests {
             EventDraft::of(&subject("default/web", "u", "app"), &repaired, ReportMode::Done)
                 .is_none()
         );
-        // An incident without a pod has no object for an Event.
+        // Without a pod, the Event would have no object to refer to.
         assert!(EventDraft::of(&Subject::default(), &rejected(1), ReportMode::Done).is_none());
     }
 

@@ -8,13 +8,15 @@ use plimsoll_core::units::harmless;
 pub(super) enum Failure {
     /// The API server refuses this Event, but may accept other Events.
     Refused(String),
-    /// The existing Event no longer exists, so the plugin cannot increase its count.
+    /// The Event has been removed, so the plugin cannot increase the Event's count.
     Gone,
-    /// Another client changed the Event at the same time, so the same write may succeed again.
+    /// Another client changed the Event at the same time, so the same write may succeed if
+    /// repeated.
     Conflict,
-    /// A later attempt may succeed.
+    /// A later attempt of the same write may succeed.
     Later(String),
-    /// 403. A later attempt may succeed if the API server has not loaded its accounts yet.
+    /// Status code 403. If the API server has not loaded its accounts yet, a later attempt may
+    /// succeed.
     Forbidden(String),
 }
 

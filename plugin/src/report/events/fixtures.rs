@@ -1,4 +1,4 @@
-//! Incidents for the tests of the Events.
+//! Incidents for the tests of Kubernetes Events.
 
 use plimsoll_core::incident::{Incident, LowerLimit, Subject};
 use plimsoll_core::pod::PodUid;

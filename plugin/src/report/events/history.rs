@@ -1,4 +1,5 @@
-//! Events that were sent, and the decision whether an incident is a new Event or a repeated one.
+//! Events that the plugin has sent, and the decision whether an incident needs a new Event or
+//! repeats an earlier incident.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,11 +10,10 @@ use crate::report::events::draft::EventDraft;
 use crate::report::events::rates::RateLimits;
 use crate::report::recent::RECENT;
 
-/// Maximum number of sent Events that the plugin remembers, so that it can count repeated
-/// incidents.
+/// Maximum number of sent Events that the plugin remembers to count repeated incidents.
 const REMEMBERED: usize = 1024;
 
-/// An Event that was sent.
+/// An Event that the plugin has sent.
 #[derive(Debug)]
 struct Sent {
     draft: EventDraft,
@@ -36,11 +36,11 @@ pub(super) enum Write {
     },
 }
 
-/// Events that were sent, and the remaining rate limits.
+/// Events that the plugin has sent, and the writes that the rate limits still allow.
 #[derive(Debug)]
 pub(super) struct History {
     limits: RateLimits,
-    /// Oldest first.
+    /// Sent Events, oldest first.
     sent: VecDeque<Sent>,
 }
 
@@ -49,12 +49,14 @@ impl History {
         Self { limits: RateLimits::new(now), sent: VecDeque::new() }
     }
 
-    /// Decides what to write for an incident. `None` means that nothing is written.
+    /// Decides which write to the API server an incident causes. Returns `None` if the incident
+    /// causes no write.
     ///
     /// # Errors
     ///
-    /// [`RateExceeded`] if a new Event would exceed the rate of the pod or the node. A repeated
-    /// incident always increases the count, and the next write of its Event contains the count.
+    /// [`RateExceeded`] if a new Event would exceed the rate limit of the pod or the node. A
+    /// repeated incident always increases its Event's count, and the next write of the Event
+    /// contains the count.
     pub(super) fn decide(
         &mut self,
         draft: &EventDraft,

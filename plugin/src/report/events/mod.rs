@@ -1,15 +1,16 @@
 //! Kubernetes Events about pods, which the plugin writes to the API server for the pod's owner.
 //!
 //! No caller waits for the API server. `Events::enqueue` adds an incident to a queue of [`QUEUE`]
-//! entries. If the queue is full, the plugin drops the incident and counts it.
+//! entries. If the queue is full, the plugin drops the incident and counts the loss.
 //!
-//! A separate thread sends the incidents and exists only with credentials. So name resolution, TLS
-//! handshakes and token programs never delay an answer to the runtime. The thread ends with the
-//! process, even if it has not sent all incidents.
+//! If the plugin has credentials, a separate thread sends the incidents. Name resolution, TLS
+//! handshakes and token programs therefore never delay an answer to the runtime. The thread ends
+//! with the process, even if some incidents are unsent.
 //!
-//! The same incident of the same container within [`RECENT`](crate::report::RECENT) is one Event,
-//! whose series counts the repetitions. The thread retries an unreachable API server with growing
-//! delays. The thread stops its retries when every incident is older than [`STALE`].
+//! If an incident of a container repeats within [`RECENT`](crate::report::RECENT), the plugin
+//! increases the count of the existing Event. If the API server is unreachable, the thread tries
+//! again with growing delays. The thread stops its retries when every incident is older than
+//! [`STALE`].
 
 mod credentials;
 mod draft;

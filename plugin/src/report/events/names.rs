@@ -5,8 +5,8 @@ use plimsoll_core::units::harmless;
 /// Maximum length of a note in bytes. Source: Kubernetes `pkg/apis/core/validation/events.go`.
 const NOTE: usize = 1024;
 
-/// Returns the FNV-1a hash. Unlike the standard library's hash, it is the same in every version of
-/// the plugin.
+/// Returns the FNV-1a hash. Unlike the standard library's hash, this hash is the same in every
+/// version of the plugin.
 pub(super) fn stable_hash(bytes: &[u8]) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn hashes_in_names_are_those_of_every_version() {
-        // The published values of FNV-1a.
+        // The published test values of FNV-1a.
         assert_eq!(stable_hash(b""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(stable_hash(b"foobar"), 0x8594_4171_f739_67e8);
     }

@@ -1,4 +1,4 @@
-//! Sender of the Events, with retries.
+//! Sender of Kubernetes Events, which repeats failed writes.
 
 use std::env;
 use std::time::Duration;
@@ -29,19 +29,20 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Shortest and longest delay between two attempts to reach the API server.
 const BACKOFF: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
-/// Sender of the Events.
+/// Sender of Kubernetes Events.
 pub(super) struct Publisher {
     connect: Box<dyn Fn() -> BoxFuture<'static, Result<Client, BoxError>> + Send>,
     instance: String,
-    /// Connection to the API server. Dropped before every delayed retry, because the credentials
-    /// may have changed.
+    /// Connection to the API server. After a failure of the connection, the next attempt reads the
+    /// credentials again, because they may have changed.
     client: Option<Client>,
     history: History,
     is_lost: bool,
-    /// Whether the API server has accepted an Event since the connection last failed. In this case
-    /// a 403 is permanent, for example because of a quota or a namespace outside of the role.
+    /// Whether the API server has accepted an Event since the connection last failed. After an
+    /// accepted Event, a 403 is permanent, for example because of a quota or a namespace outside
+    /// the plugin's role.
     is_proven: bool,
-    /// Delays between attempts since the last success.
+    /// Growing delays between the attempts since the last success.
     backoff: ExponentialBackoff,
     dropped: Counter,
 }
@@ -182,8 +183,8 @@ impl Publisher {
             Write::Count { name, count } => {
                 let series = EventSeries { count: *count, last_observed_time: MicroTime(draft.at) };
                 let patch = serde_json::json!({ "series": series });
-                // The patch names no version, so the API server applies each attempt to the newest
-                // Event.
+                // The patch names no resource version, so the API server applies each attempt to
+                // the newest version of the Event.
                 events.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
             }
         }
@@ -205,7 +206,7 @@ async fn existing_count(events: &Api<Event>, name: &str) -> Result<i32, Failure>
     let unchanged = Patch::Merge(serde_json::json!({}));
     match events.patch(name, &PatchParams::default(), &unchanged).await {
         Ok(event) => Ok(event.series.map_or(1, |series| series.count)),
-        // The Event was removed after the attempt to create it.
+        // Another client removed the Event after the attempt to create it.
         Err(kube::Error::Api(status)) if status.code == 404 => Err(Failure::Conflict),
         Err(error) => Err(error.into()),
     }
@@ -230,8 +231,8 @@ mod tests {
     /// Requests to the API server: method, path and body.
     type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
 
-    /// Returns a publisher whose API server answers with these status codes in order. The code 0
-    /// means no answer. Also returns the requests and the number of connections.
+    /// Returns a publisher whose API server answers with these status codes, in this order. The
+    /// code 0 stands for no answer. Also returns the requests and the number of connections.
     fn publisher(codes: &'static [u16]) -> (Publisher, Requests, Arc<AtomicUsize>) {
         let (requests, connections) = (Requests::default(), Arc::<AtomicUsize>::default());
         let mut publisher = Publisher::new(Source::InCluster, Counter::default());
@@ -259,7 +260,7 @@ mod tests {
                     let status = |code: u16| json!({ "kind": "Status", "code": code, "message": "no\u{1b}[2J" });
                     let (code, answer) = match code {
                         200 => (200, json!({ "metadata": {} , "eventTime": null })),
-                        // An Event of five incidents.
+                        // An Event that counts five incidents.
                         1200 => {
                             let last = "2026-01-01T00:00:00.000000Z";
                             let series = json!({ "count": 5, "lastObservedTime": last });
@@ -296,7 +297,7 @@ mod tests {
         while sender.capacity() < QUEUE {
             sleep(Duration::from_millis(1)).await;
         }
-        // Allow all the time for retries of the last incident.
+        // Wait until the plugin can no longer retry the last incident.
         sleep(2 * STALE).await;
         drop(sender);
         running.await.unwrap();
@@ -324,7 +325,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_fails_is_tried_again_with_credentials_read_anew() {
         let (publisher, requests, connections) = publisher(&[503, 0, 401, 403, 429, 409]);
-        // The final 409 means that an earlier attempt created the Event but its answer was lost.
+        // The final 409 means that an earlier attempt created the Event, but the API server's
+        // answer was lost.
         assert_eq!(publish(publisher, 1).await, 0);
         let requests = requests.lock().unwrap();
         assert_eq!((requests.len(), connections.load(Ordering::Relaxed)), (6, 6));
@@ -406,7 +408,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn existing_event_keeps_its_count() {
-        // The Event exists already with five incidents, as after a restart of the plugin.
+        // The Event already exists and counts five incidents, as after a restart of the plugin.
         let (publisher, requests, _) = publisher(&[409, 1200, 200]);
         assert_eq!(publish_all(publisher, &beyond_node(), 2).await, 0);
         let requests = requests.lock().unwrap();

@@ -15,7 +15,7 @@ use crate::report::events::draft::EventDraft;
 use crate::report::events::publisher::Publisher;
 use crate::report::mode::ReportMode;
 
-/// Maximum number of incidents that wait to be sent.
+/// Maximum number of unsent incidents in the queue.
 pub const QUEUE: usize = 256;
 
 /// Entry point for Kubernetes Events: the credentials and the queue to the sending thread.
@@ -31,8 +31,8 @@ struct EventQueue {
 
 impl Events {
     /// Applies the credentials: the kubeconfig file, or else the service account of the plugin's
-    /// pod. Without either, the plugin writes no Events. A change of credentials drops the queued
-    /// incidents.
+    /// pod. If neither exists, the plugin writes no Events. A change of credentials drops the
+    /// queued incidents.
     pub fn configure(&self, kubeconfig: Option<&Path>, dropped: &Counter) {
         self.use_source(Source::find(kubeconfig), dropped);
     }

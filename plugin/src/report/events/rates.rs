@@ -34,11 +34,11 @@ impl Bucket {
     }
 }
 
-/// Remaining writes of the node and of each pod.
+/// Writes that the rate limits of the node and of each pod still allow.
 #[derive(Debug)]
 pub(super) struct RateLimits {
     pub(super) node: Bucket,
-    /// Buckets by pod UID. A full bucket has no entry.
+    /// Token buckets by pod UID. The map omits full buckets.
     pub(super) pods: HashMap<String, Bucket>,
 }
 

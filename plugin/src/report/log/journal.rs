@@ -1,4 +1,4 @@
-//! Messages in the protocol of the journal, with their fields.
+//! Log messages and their fields in the journal's own protocol.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -11,14 +11,15 @@ use tracing_subscriber::layer::Context;
 
 use crate::report::log::queue::queue;
 
-/// Name of the program in journal and syslog.
+/// Name of the program in the journal and in syslog.
 pub(super) const NAME: &std::ffi::CStr = c"plimsoll";
 
-/// Prefix of the plugin's journal fields, which prevents clashes with other fields.
+/// Prefix of the plugin's journal fields. The prefix prevents clashes with the journal's other
+/// fields.
 const PREFIX: &str = "PLIMSOLL_";
 
-/// Layer that logs to the journal. The message text contains the fields for readers. The same
-/// fields are journal fields for searches.
+/// Layer that logs to the journal. Each message has its fields twice: in the text for readers, and
+/// as journal fields for searches.
 pub(super) struct Journal;
 
 impl<S: Subscriber> Layer<S> for Journal {
@@ -38,7 +39,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         queue(move || {
             if logging::journal_send(priority, &text, fields.into_iter()).is_err() {
                 // The journal may be restarting. If standard error leads to the journal, this write
-                // waits for it.
+                // waits for the restart.
                 let _ = writeln!(io::stderr(), "{text}");
             }
         });
@@ -49,14 +50,15 @@ impl<S: Subscriber> Layer<S> for Journal {
 #[derive(Default)]
 struct JournalMessage {
     message: String,
-    /// Fields as the message text shows them.
+    /// Fields in the form that the message text shows.
     text: String,
     fields: Vec<(String, String)>,
 }
 
 impl JournalMessage {
     fn add(&mut self, field: &Field, value: String, shown: &str) {
-        // The journal hides a whole message that contains control characters, so escape them.
+        // The journal hides every message that contains control characters, so escape these
+        // characters.
         let shown = shown.chars().fold(String::new(), |mut shown, character| {
             match character {
                 '\n' => shown.push(character),

@@ -1,4 +1,4 @@
-//! Choice of the destination: standard error, the journal or syslog.
+//! Choice of the destination of log messages: standard error, the journal or syslog.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,11 +17,11 @@ use crate::config::LogLevel;
 use crate::report::log::journal::{Journal, NAME};
 use crate::report::log::queue::Queued;
 
-/// Targets that log every step of a request to the API server. The plugin suppresses messages of
-/// these targets below `info` at every log level.
+/// Tracing targets (Rust crates) that log every step of a request to the API server. Whatever the
+/// log level is, the plugin suppresses `debug` and `trace` messages of these targets.
 const QUIET: [&str; 4] = ["hyper", "kube", "rustls", "tower"];
 
-/// The form of messages.
+/// Format of log messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// Text with fields as KEY=VALUE; also with journal fields if standard error is the journal
@@ -49,11 +49,12 @@ impl Level {
     }
 }
 
-/// Starts logging to standard error. Text goes to the journal if standard error leads to the
-/// journal, to /dev/null, or nowhere. A runtime that launches the plugin gives it /dev/null as
-/// standard error. If there is no journal either, text goes to syslog.
+/// Starts logging to standard error. If standard error leads to the journal, to /dev/null, or
+/// nowhere, log text goes to the journal instead. A runtime that launches the plugin passes
+/// /dev/null as standard error. If standard error leads nowhere and the node has no journal, log
+/// text goes to syslog.
 ///
-/// Also returns whether the log takes the last message of the process. Otherwise `main` writes the
+/// Also returns whether the process should log its last message. If not, `main` writes the last
 /// message to standard error.
 pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     let (filter, level) = reload::Layer::new(LevelFilter::INFO);
@@ -64,9 +65,9 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     let output = if format == LogFormat::Json {
         text().json().flatten_event(true).with_writer(Queued(io::stderr)).boxed()
     } else if to_journal && Path::new(SD_JOURNAL_SOCK_PATH).exists() {
-        // The last message of a process goes to standard error instead of the journal's own
-        // protocol. journald may no longer find the unit of a process that has ended, but knows the
-        // unit of the stream.
+        // Unless standard error leads nowhere, the last message goes to standard error and not
+        // through the journal's own protocol. journald may no longer find the unit of an ended
+        // process, but knows the unit of its standard error.
         takes_last = nowhere;
         Journal.boxed()
     } else if nowhere
@@ -75,7 +76,7 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
         text().with_writer(Queued(syslog)).with_ansi(false).with_level(false).without_time().boxed()
     } else {
         let text = text().with_writer(Queued(io::stderr));
-        // The reader of a pipe adds the time and expects no colours.
+        // A program that reads standard error from a pipe adds the time and expects no colours.
         if rustix::termios::isatty(io::stderr()) {
             text.with_ansi(true).boxed()
         } else {
@@ -90,8 +91,8 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     (Level(level), takes_last)
 }
 
-/// Returns whether the stream is closed or /dev/null. Runtimes give /dev/null to the plugins that
-/// they launch.
+/// Returns whether the stream is closed or /dev/null. A runtime passes /dev/null as standard error
+/// to each plugin that it launches.
 fn leads_nowhere(stream: impl AsFd) -> bool {
     let null = rustix::fs::stat("/dev/null").map(|null| null.st_rdev);
     match rustix::fs::fstat(stream) {

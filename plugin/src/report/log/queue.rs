@@ -12,19 +12,19 @@ use std::time::{Duration, Instant};
 use tracing::{Metadata, warn};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Maximum number of messages that wait to be written.
+/// Maximum number of messages in the queue.
 const WAITING: usize = 4096;
 
-/// Maximum time that the program waits for its messages to be written before it ends.
+/// Maximum time that the ending program waits until its queued messages are written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum time that the program waits for standard error to take its last message.
 const STDERR_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Interval at which `flush` tries to add its entry to a full queue.
+/// Interval at which `flush` tries again to add its entry to a full queue.
 const FLUSH_RETRY: Duration = Duration::from_millis(5);
 
-/// Writes one message.
+/// Function that writes one message.
 type WriteMessage = Box<dyn FnOnce() + Send>;
 
 thread_local! {
@@ -34,18 +34,18 @@ thread_local! {
 
 /// Queue of messages for the thread that writes them.
 ///
-/// A write blocks while the journal or the reader of standard error does not read. The runtime
-/// waits for the plugin's answers, so a thread that answers the runtime never writes a message
-/// itself.
+/// A write blocks until the journal, or the program at the other end of standard error, reads. The
+/// runtime waits for the plugin's answers, so a thread that answers the runtime never writes a
+/// message itself.
 struct MessageQueue {
     sender: SyncSender<WriteMessage>,
-    /// Number of messages lost to a full queue since the last warning.
+    /// Number of messages that the full queue discarded since the last warning.
     lost: Arc<AtomicU64>,
 }
 
 impl MessageQueue {
-    /// Creates a queue of at most `capacity` messages and starts its thread. `warn_of_loss` writes
-    /// a message about lost messages.
+    /// Creates a queue of at most `capacity` messages and starts its thread. `warn_of_loss` logs
+    /// the number of lost messages.
     fn start(capacity: usize, warn_of_loss: impl Fn(u64) + Send + 'static) -> Self {
         let (sender, messages) = mpsc::sync_channel::<WriteMessage>(capacity);
         let lost = Arc::<AtomicU64>::default();
@@ -66,9 +66,10 @@ impl MessageQueue {
         Self { sender, lost }
     }
 
-    /// Adds a message. If the queue is full, the message is lost and counted.
+    /// Adds a message. If the queue is full, discards the message and counts the loss.
     fn add(&self, write: WriteMessage) {
-        // This thread empties the queue, so its own warning would find the queue full.
+        // Only this thread empties the queue, so a full queue would discard this thread's own
+        // warning.
         if IS_WRITER.get() {
             return write();
         }
@@ -87,7 +88,7 @@ impl MessageQueue {
         let deadline = Instant::now() + patience;
         let (done, written) = mpsc::channel();
         let mut entry: WriteMessage = Box::new(move || {
-            // Fails if `flush` has already timed out.
+            // The send fails if `flush` has already timed out.
             let _ = done.send(());
         });
         loop {
@@ -97,9 +98,10 @@ impl MessageQueue {
                     entry = returned;
                     thread::sleep(FLUSH_RETRY);
                 }
-                // The reader of the log does not read, so the queued messages are lost too.
+                // The queue is still full, because no program reads the log. The queued messages
+                // are lost too.
                 Err(TrySendError::Full(_)) => return false,
-                // There is no queue: each caller has written its message itself.
+                // The queue's thread did not start, so each caller has written its message itself.
                 Err(TrySendError::Disconnected(_)) => return true,
             }
         }
@@ -107,7 +109,7 @@ impl MessageQueue {
     }
 }
 
-/// Queue of the process.
+/// The only message queue of the process.
 static QUEUE: OnceLock<MessageQueue> = OnceLock::new();
 
 /// Queues `write` for the thread that writes messages.
@@ -120,8 +122,8 @@ pub(super) fn queue(write: impl FnOnce() + Send + 'static) {
     queue.add(Box::new(write));
 }
 
-/// Waits until the queued messages are written, for at most [`FLUSH_TIMEOUT`]. Reports lost
-/// messages on standard error.
+/// Waits for at most [`FLUSH_TIMEOUT`] until all queued messages are written. Reports the loss of
+/// unwritten messages on standard error.
 pub(crate) fn flush() {
     if let Some(queue) = QUEUE.get()
         && let Some(loss) = flush_or_describe(queue, FLUSH_TIMEOUT)
@@ -130,8 +132,8 @@ pub(crate) fn flush() {
     }
 }
 
-/// Waits until the messages of the queue are written, for at most `patience`. Returns a message if
-/// they are not.
+/// Waits for at most `patience` until all queued messages are written. Returns an error message if
+/// the wait times out.
 fn flush_or_describe(queue: &MessageQueue, patience: Duration) -> Option<String> {
     (!queue.flush(patience)).then(|| {
         format!(
@@ -143,8 +145,9 @@ fn flush_or_describe(queue: &MessageQueue, patience: Duration) -> Option<String>
 
 /// Writes text to standard error, or gives up after [`STDERR_PATIENCE`].
 ///
-/// Standard error may be the very pipe that no process reads. So another thread writes, without the
-/// lock of [`io::stderr`], which the thread that writes messages may hold.
+/// A separate thread writes the text, because standard error may be the very pipe that no process
+/// reads. The thread does not lock [`io::stderr`], because the blocked message thread may hold this
+/// lock.
 fn write_to_stderr(text: String) {
     let (done, written) = mpsc::channel();
     let write = move || {
@@ -175,7 +178,7 @@ where
     }
 }
 
-/// A message under construction. When the message is dropped, it enters the queue.
+/// A message under construction. Dropping the message adds it to the queue.
 pub(super) struct Message<W: io::Write + Send + 'static> {
     text: Vec<u8>,
     /// `Some` until the message is dropped.
@@ -196,7 +199,7 @@ impl<W: io::Write + Send> Drop for Message<W> {
     fn drop(&mut self) {
         if let Some(mut writer) = self.writer.take() {
             let text = mem::take(&mut self.text);
-            // There is no place where a write error could be reported.
+            // Ignore a write error, because the log cannot report its own failure.
             queue(move || drop(writer.write_all(&text)));
         }
     }
@@ -208,7 +211,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns a queue for two messages whose thread is busy until the returned sender is dropped.
+    /// Returns a queue with room for two messages. The queue's thread is busy until the caller
+    /// drops the returned sender.
     fn busy_queue() -> (MessageQueue, mpsc::Sender<()>, Arc<Mutex<Vec<String>>>) {
         let written = Arc::<Mutex<Vec<String>>>::default();
         let of_losses = written.clone();

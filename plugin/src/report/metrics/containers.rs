@@ -1,4 +1,4 @@
-//! Series of each container, which `containerMetrics` enables.
+//! Metric series for each container. The setting `containerMetrics` enables these series.
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use crate::report::metrics::rows::{self, bytes, number, plain, seconds};
 use crate::report::status::{ContainerStatus, Status};
 
-/// Labels of a container, named as in cAdvisor.
+/// Labels of a container, with the label names of cAdvisor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfContainer {
     namespace: String,
@@ -60,10 +60,10 @@ pub(super) fn register_containers(status: &Status, registry: &mut Registry) {
     rows::register(registry, counters);
 }
 
-/// Returns the containers whose cgroups the plugin could read, with their labels.
+/// Returns each container whose cgroup the plugin could read, with the container's labels.
 fn labelled(status: &Status) -> Vec<(OfContainer, &ContainerStatus)> {
     let mut seen = HashSet::new();
-    // Two containers have the same name for a moment while one ends and the next one starts.
+    // While a container restarts, the old and the new container briefly have the same name.
     let containers = status.containers.iter().filter(|container| {
         let name = (&container.namespace, &container.pod, &container.container);
         container.observed.is_some() && seen.insert(name)
@@ -79,10 +79,10 @@ fn labelled(status: &Status) -> Vec<(OfContainer, &ContainerStatus)> {
     labelled.collect()
 }
 
-/// An amount of memory of a container.
+/// Function that returns one amount of memory from a container's status.
 type Amount = fn(&ContainerStatus) -> Option<Bytes>;
 
-/// Amounts of memory of each container: name, help text and amount.
+/// Metrics of a container's memory: name, help text, and the function that returns the amount.
 const AMOUNTS: [(&str, &str, Amount); 11] = [
     ("container_memory_usage", "Memory usage of the container (memory.current)", |container| {
         container.usage

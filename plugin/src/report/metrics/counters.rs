@@ -25,33 +25,35 @@ const LATENCIES: [f64; 12] =
 pub struct Metrics {
     /// Resizes by outcome.
     pub resizes: Family<OfOutcome, Counter>,
-    /// Sum over all rejected limit decreases: the limit in force minus the requested limit.
+    /// Sum of the bytes by which rejected resizes would have decreased limits in force.
     pub rejected_bytes: Counter,
-    /// Deferred limits that the plugin gave up.
+    /// Deferred limit decreases that the plugin gave up.
     pub deferrals_given_up: Counter,
     /// Pod limits that the plugin raised to the sum of the containers' limits.
     pub pod_limits_raised: Counter,
     /// Files that another program had changed and that the plugin repaired.
     pub repairs: Family<OfLevel, Counter>,
-    /// Files that the plugin left as another program set them.
+    /// Files in which the plugin left the value of another program that kept changing the file.
     pub contended: Family<OfLevel, Counter>,
     /// OOM kills of containers.
     pub oom_kills: Family<OfKill, Counter>,
-    /// OOM rescues by outcome: limits that were raised, and raises that the ceiling prevented.
+    /// OOM rescues by outcome: limits that the plugin raised, and raises that the ceiling or the
+    /// lack of free memory prevented.
     pub rescues: Family<OfOutcome, Counter>,
-    /// Releases of containers that were throttled at `memory.high`.
+    /// Releases of containers from throttling at `memory.high`.
     pub stalls_released: Counter,
-    /// Time to answer NRI events.
+    /// Time that the plugin took to answer NRI events.
     pub events: Events,
-    /// Connections to a runtime.
+    /// Connections of the plugin to a runtime.
     pub connections: Counter,
-    /// Kubernetes Events that the plugin did not write.
+    /// Kubernetes Events that the plugin did not write, because they were too many, refused or too
+    /// old.
     pub events_dropped: Counter,
     /// Actions that the plugin only planned in observe mode.
     pub planned: Family<OfKind, Counter>,
 }
 
-/// Latency histogram for each NRI event.
+/// Latency histogram for each kind of NRI event.
 #[derive(Clone, Debug)]
 pub struct Events(Family<OfEvent, Histogram, fn() -> Histogram>);
 
@@ -90,8 +92,8 @@ impl Metrics {
         rows::register(registry, self.rows_of_the_plugin());
     }
 
-    /// Creates the series whose labels are known in advance. A monitoring system sees no increase
-    /// when a series first appears with the value 1.
+    /// Creates each series whose labels are known in advance, with the value 0. If a series first
+    /// appeared with the value 1, a monitoring system would see no increase.
     fn start_at_zero(&self) {
         for outcome in [Outcome::Applied, Outcome::Rejected, Outcome::Deferred, Outcome::Failed] {
             let _ = self.resizes.get_or_create(&OfOutcome { outcome: OutcomeLabel(outcome) });
@@ -143,7 +145,8 @@ impl Metrics {
         ]
     }
 
-    /// Returns the counters of repairs, kills and releases.
+    /// Returns the counters of repairs, conflicts, OOM kills, OOM rescues and releases from
+    /// throttling.
     fn rows_of_protection(&self) -> [Row; 5] {
         [
             plain(
@@ -176,7 +179,8 @@ impl Metrics {
         ]
     }
 
-    /// Returns the counters of the plugin's own work.
+    /// Returns the counters of answered NRI events, connections, dropped Kubernetes Events and
+    /// planned actions.
     fn rows_of_the_plugin(&self) -> [Row; 4] {
         [
             seconds(

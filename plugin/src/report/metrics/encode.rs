@@ -1,4 +1,4 @@
-//! Text of all metrics.
+//! Text that contains all metrics.
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::family::Family;
@@ -20,7 +20,7 @@ struct OfVersion {
 ///
 /// # Errors
 ///
-/// Never, because the text can always grow.
+/// Never, because writing to a `String` cannot fail.
 pub fn encode(
     metrics: &Metrics,
     status: &Status,

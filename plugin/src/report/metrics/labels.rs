@@ -13,7 +13,7 @@ pub struct OfKind {
     pub kind: String,
 }
 
-/// Labels of an attempt.
+/// Labels of an attempt, such as a resize or an OOM rescue.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfOutcome {
     /// Outcome of the attempt.
@@ -40,13 +40,13 @@ pub enum By {
 /// Labels of a cgroup file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfLevel {
-    /// Level of the cgroup.
+    /// Kind of the cgroup.
     pub level: Level,
     /// Name of the file.
     pub knob: File,
 }
 
-/// Level of the cgroup that a file belongs to.
+/// Kind of the cgroup that contains a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Level {
     /// Cgroup of a container.

@@ -1,4 +1,4 @@
-//! Gauges of the protection by level of the cgroups.
+//! Gauges of the memory protection, summed over all cgroups of a kind, such as all pod cgroups.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +14,11 @@ use crate::report::metrics::labels::{File, Level};
 use crate::report::metrics::rows::{self, bytes, count, number, plain, to_i64};
 use crate::report::status::{self, CgroupStatus, Status, Values};
 
-/// Levels above the containers, and the level of the reserved cgroups beside the pods.
+/// Kinds of the cgroups above the containers, and the kind of the reserved cgroups beside the pods.
 const LEVELS: [status::Level; 4] =
     [status::Level::Kubepods, status::Level::Class, status::Level::Pod, status::Level::Reserved];
 
-/// Labels of the protection of a level.
+/// Labels of the protection of all cgroups of a kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfProtection {
     level: &'static str,
@@ -36,7 +36,8 @@ struct OfDifference {
     level: Level,
 }
 
-/// Registers the protection by level and the number of files that differ from their desired values.
+/// Registers the gauges of the protection, of unread cgroups, of unknown facts and of differing
+/// files.
 pub(super) fn register_levels(status: &Status, registry: &mut Registry) {
     let rows = [
         bytes(
@@ -67,7 +68,8 @@ pub(super) fn register_levels(status: &Status, registry: &mut Registry) {
     rows::register(registry, rows);
 }
 
-/// Returns the sums of the protection by level, file and kind of value.
+/// Returns the summed protection for each kind of cgroup, each file and each kind of value
+/// (desired, observed and effective).
 fn protection(status: &Status) -> Family<OfProtection, Gauge> {
     let mut sums: BTreeMap<(&'static str, Knob, &'static str), Bytes> = BTreeMap::new();
     let mut add = |level, value, of: Protection| {
@@ -100,7 +102,7 @@ fn protection(status: &Status) -> Family<OfProtection, Gauge> {
     protection
 }
 
-/// Returns the numbers of cgroups that could not be read, by level.
+/// Returns the number of cgroups that the plugin could not read, for each kind of cgroup.
 fn unread(status: &Status) -> Family<OfCgroup, Gauge> {
     let unread = Family::<OfCgroup, Gauge>::default();
     for level in LEVELS {
@@ -115,8 +117,8 @@ fn unread(status: &Status) -> Family<OfCgroup, Gauge> {
     unread
 }
 
-/// Returns the numbers of files that differ from their desired values. In observe mode the plugin
-/// does not expect desired values in the files, so all numbers are 0.
+/// Returns the numbers of files whose values differ from the desired values. In observe mode the
+/// plugin writes no desired values, so all numbers are 0.
 fn differences(status: &Status) -> Family<OfDifference, Gauge> {
     let (mut of_containers, mut of_ancestors) = (0, 0);
     if status.node.mode == Mode::Enforce {
@@ -135,8 +137,8 @@ fn differences(status: &Status) -> Family<OfDifference, Gauge> {
 }
 
 fn differing_files(cgroup: &CgroupStatus) -> usize {
-    // A desired value of 0 means that the plugin does not manage the file. An unread cgroup does
-    // not count.
+    // A desired value of 0 means that the plugin does not manage the file. The files of an unread
+    // cgroup do not count as differing.
     let observed = cgroup.observed.unwrap_or(cgroup.desired);
     let pairs = [(cgroup.desired.min, observed.min), (cgroup.desired.low, observed.low)];
     let differs =

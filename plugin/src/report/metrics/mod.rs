@@ -1,8 +1,8 @@
 //! Counters and gauges in the OpenMetrics format.
 //!
-//! No series names a pod or a container by default, so 10,000 containers have as many series as
-//! one. With `containerMetrics` there are series for each container. If cAdvisor has the same
-//! series, this series has cAdvisor's name and labels after the prefix `plimsoll_`.
+//! By default no series names a pod or a container, so the number of series does not grow with the
+//! number of containers. The setting `containerMetrics` adds series for each container. A series
+//! that cAdvisor also has takes cAdvisor's labels, and cAdvisor's name with the prefix `plimsoll_`.
 
 mod containers;
 mod counters;

@@ -11,7 +11,7 @@ use crate::config::Mode;
 use crate::report::metrics::rows::{self, Row, bytes, count, gauge, one_if, plain, real, to_i64};
 use crate::report::status::{ContainerStatus, NodeStatus, State, Status};
 
-/// Provenance label of a request that is unknown.
+/// Value of the label `provenance` for an unknown request.
 const UNKNOWN: &str = "unknown";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -108,7 +108,7 @@ fn modes(node: &NodeStatus) -> Vec<Row> {
     rows
 }
 
-/// Returns the sums over all containers.
+/// Returns the gauges that sum an amount over all containers.
 fn sums(status: &Status) -> [Row; 1] {
     let over = status.containers.iter().map(|container| container.over_request);
     [bytes(
@@ -118,10 +118,10 @@ fn sums(status: &Status) -> [Row; 1] {
     )]
 }
 
-/// A property of a container.
+/// Function that returns whether a container has a property.
 type Property = fn(&ContainerStatus) -> bool;
 
-/// Numbers of containers with a property: name, help text and property.
+/// Metrics that count the containers with a property: name, help text and property.
 const PROPERTIES: [(&str, &str, Property); 5] = [
     (
         "over_request_containers",
@@ -149,7 +149,7 @@ const PROPERTIES: [(&str, &str, Property); 5] = [
     ),
 ];
 
-/// Returns the numbers of containers with each property.
+/// Returns, for each property, the number of containers that have the property.
 fn containers_with_a_property(status: &Status) -> Vec<Row> {
     let number = |is_counted: &dyn Fn(&ContainerStatus) -> bool| {
         count(status.containers.iter().filter(|container| is_counted(container)).count())
@@ -173,7 +173,7 @@ fn is_beyond(container: &ContainerStatus, allocatable: Bytes) -> bool {
     limit.max(request).is_some_and(|most| most > allocatable)
 }
 
-/// Returns the numbers of containers by state, and by provenance of the request.
+/// Returns the numbers of containers for each state, and for each source of the request.
 fn containers_by(status: &Status) -> [Row; 2] {
     let states = Family::<OfState, Gauge>::default();
     for state in State::ALL {
@@ -182,7 +182,7 @@ fn containers_by(status: &Status) -> [Row; 2] {
         states.get_or_create(&OfState { state }).set(to_i64(count));
     }
     let provenances = Family::<OfProvenance, Gauge>::default();
-    // Export this series even at 0, because an alert may depend on it.
+    // Export this series even with the value 0, because an alert may depend on the series.
     let _ = provenances.get_or_create(&OfProvenance { provenance: UNKNOWN.to_owned() });
     for container in &status.containers {
         let provenance =

@@ -1,5 +1,5 @@
-//! Rows that describe metrics: name, help text and value. The metrics themselves are in the other
-//! files of this folder.
+//! Rows that describe one metric each: name, help text and value. The other files of this folder
+//! define the metrics.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -57,14 +57,14 @@ impl EncodeMetric for AnyMetric {
     }
 }
 
-/// Returns a gauge of an amount of memory.
+/// Returns a gauge whose value is an amount of memory.
 pub(super) fn gauge(bytes: Bytes) -> Gauge {
     let gauge = Gauge::default();
     gauge.set(number(bytes));
     gauge
 }
 
-/// Returns a gauge of a number of things.
+/// Returns a gauge whose value is a count.
 pub(super) fn count(things: usize) -> Gauge {
     let gauge = Gauge::default();
     gauge.set(to_i64(things));
@@ -78,19 +78,19 @@ pub(super) fn one_if(is_so: bool) -> Gauge {
     gauge
 }
 
-/// Returns a gauge of a real number.
+/// Returns a gauge whose value is a real number.
 pub(super) fn real(value: f64) -> Gauge<f64, AtomicU64> {
     let gauge = Gauge::default();
     gauge.set(value);
     gauge
 }
 
-/// Returns an amount of memory as the value of a gauge.
+/// Converts an amount of memory to a gauge value.
 pub(super) fn number(bytes: Bytes) -> i64 {
     i64::try_from(bytes.get()).unwrap_or(i64::MAX)
 }
 
-/// Returns a number of things as the value of a gauge.
+/// Converts a count to a gauge value.
 pub(super) fn to_i64(things: usize) -> i64 {
     i64::try_from(things).unwrap_or(i64::MAX)
 }

@@ -48,7 +48,7 @@ pub(super) enum ServedPaths {
 }
 
 impl Server {
-    /// Creates a server of this state and these reports.
+    /// Creates a server that serves this state and these reports.
     pub fn new(state: SharedState, reports: Arc<Reports>) -> Self {
         Self { state, reports, turn: Arc::new(Semaphore::new(1)), latest: Arc::default() }
     }
@@ -77,7 +77,7 @@ impl Server {
     }
 
     /// Returns the requested text. If the client disconnects early, the read continues, and the
-    /// next reader waits for its end.
+    /// next reader waits until this read ends.
     async fn read(&self, is_status: bool, paths: ServedPaths) -> Result<String, String> {
         let turn = self.turn.clone().acquire_owned().await.map_err(|error| error.to_string())?;
         let fresh = lock(&self.latest)
@@ -103,7 +103,7 @@ impl Server {
                 *lock(&server.latest) = Some((Instant::now(), text.clone()));
             }
             drop(turn);
-            // Fails if the client has disconnected.
+            // The send fails if the client has disconnected.
             let _ = answer.send(text);
         });
         answered.await.map_err(|_| "cannot read the status; see the plugin's log".to_owned())?

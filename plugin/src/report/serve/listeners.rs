@@ -22,7 +22,8 @@ const RETRY: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 impl Server {
-    /// Serves over the plugin's socket on the node whose file system is at `host`. Never returns.
+    /// Serves status and metrics over the plugin's socket on the node whose file system is at
+    /// `host`. Never returns.
     pub async fn run(self, host: PathBuf) {
         let path = socket(&host);
         let places = Places::new();
@@ -90,10 +91,10 @@ impl Server {
     }
 }
 
-/// Accepts the next connection of a listener that serves at `address`.
+/// Accepts the next connection of the listener at `address`.
 ///
-/// An error of `accept` concerns a connection or the process, for example too many open files. The
-/// listener stays valid, so keep the listener and accept again after [`ACCEPT_RETRY`].
+/// An error of `accept` concerns one connection, or the process (for example too many open files).
+/// The listener stays valid, so the function tries again after [`ACCEPT_RETRY`].
 async fn accept<C, F>(accept: impl Fn() -> F, address: &impl Display) -> C
 where
     F: Future<Output = io::Result<C>>,

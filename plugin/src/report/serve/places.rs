@@ -1,4 +1,4 @@
-//! Limited places for the clients of a listener.
+//! Limit on the number of clients that a listener serves at a time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,11 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum duration of a connection while another client waits.
 const SHARE: Duration = Duration::from_secs(1);
 
-/// Limited places for the clients of one listener.
+/// Limited number of permits ("places") for the clients of one listener.
 #[derive(Debug)]
 pub(super) struct Places {
     places: Arc<Semaphore>,
-    /// Notifies one client that another client waits for its place.
+    /// Notification to one served client that another client waits for a place.
     is_full: Notify,
 }
 
@@ -29,22 +29,22 @@ impl Places {
         Arc::new(Self { places: Arc::new(Semaphore::new(AT_A_TIME)), is_full: Notify::new() })
     }
 
-    /// Waits for a place. If all places are taken, asks a client that has had its place for
-    /// [`SHARE`] to leave.
+    /// Waits for a free place. If all places are taken, asks one client to leave after the client
+    /// has had its place for [`SHARE`].
     pub(super) async fn place(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(place) = self.places.clone().try_acquire_owned() {
             return Some(place);
         }
         self.is_full.notify_one();
-        // The semaphore is never closed.
+        // `acquire_owned` never fails, because no code closes the semaphore.
         let place = self.places.clone().acquire_owned().await.ok();
-        // Withdraw the request if a client left before it received the request.
+        // If a client left before it received the request to leave, withdraw the request.
         let _ = self.is_full.notified().now_or_never();
         place
     }
 
-    /// Waits until the client must leave. This is after [`CONNECTION_TIMEOUT`], or after [`SHARE`]
-    /// if another client waits.
+    /// Waits until the client must leave: after [`CONNECTION_TIMEOUT`], or after [`SHARE`] if
+    /// another client waits.
     pub(super) async fn must_leave(&self) {
         let asked_to_go = async {
             sleep(SHARE).await;

@@ -1,4 +1,4 @@
-//! The plugin's socket: its path, and listening on it.
+//! Path of the plugin's socket, and the listener on the socket.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -21,7 +21,8 @@ pub fn socket(host: &Path) -> PathBuf {
 pub(super) async fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        // Only root can enter the directory, so the socket is safe before its own mode is set.
+        // Only root can enter the directory, so no other user can connect before the socket's own
+        // mode is set.
         fs::set_permissions(directory, Permissions::from_mode(0o700))?;
     }
     match UnixStream::connect(path).await {

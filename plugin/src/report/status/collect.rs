@@ -67,8 +67,8 @@ impl Status {
     }
 }
 
-/// Returns the levels with their desired protection, or in observe mode with their planned
-/// protection.
+/// Returns the cgroups above the containers and the reserved cgroups, each with its desired
+/// protection. In observe mode, each has its planned protection instead.
 fn levels(
     state: &SharedState,
     settings: &Settings,
@@ -84,8 +84,8 @@ fn levels(
     state.levels.planned_levels(settings, claims)
 }
 
-/// Sorts by state, the worst first. Within a state, the container with the largest excess over its
-/// request comes first.
+/// Sorts the containers by state, worst state first. Within a state, the container with the largest
+/// excess over its request comes first.
 fn sort(rows: &mut [ContainerStatus]) {
     rows.sort_by(|a, b| {
         let key = |row: &ContainerStatus| (row.state, Reverse(row.over_request));

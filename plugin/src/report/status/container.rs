@@ -17,9 +17,9 @@ pub(super) struct KnownContainer<'k> {
     pub(super) container: &'k Container,
     pub(super) desired_state: DesiredState,
     pub(super) read: Result<&'k ContainerReading, &'k String>,
-    /// Part of the usage that is effectively protected by the kernel's rule.
+    /// Part of the usage that the kernel effectively protects.
     pub(super) effective: Option<Protection>,
-    /// Latest first.
+    /// Reports of the container, latest first.
     pub(super) reports: Vec<Report>,
     pub(super) change: LimitChange,
 }
@@ -68,7 +68,7 @@ impl KnownContainer<'_> {
         }
     }
 
-    /// Returns the facts that decide the state.
+    /// Returns the facts from which the container's state follows.
     fn facts(&self, settings: &Settings) -> StateInputs<'_> {
         let Self { container, effective, change, reports, .. } = self;
         let read = self.read.ok();
@@ -119,7 +119,7 @@ impl KnownContainer<'_> {
         self.desired_state.request.map(|request| request.at_most)
     }
 
-    /// Returns the part of the working set above the request.
+    /// Returns the amount by which the working set exceeds the request.
     fn over_request(&self) -> Bytes {
         let working_set = self.read.ok().and_then(|read| read.working_set);
         match (working_set, self.at_most()) {
@@ -140,7 +140,7 @@ impl KnownContainer<'_> {
     }
 }
 
-/// Splits `namespace/name`.
+/// Splits `namespace/name` into the namespace and the name of a pod.
 pub(super) fn namespace_and_name(pod: &str) -> (&str, &str) {
     pod.split_once('/').unwrap_or(("", pod))
 }

@@ -25,7 +25,7 @@ pub struct Status {
     pub plimsoll: String,
     /// Status of the node as a whole.
     pub node: NodeStatus,
-    /// Cgroups above the containers, parents before children, and the protected cgroups beside the
+    /// Cgroups above the containers (parents before children), and the protected cgroups beside the
     /// pods.
     pub cgroups: Vec<CgroupStatus>,
     /// Containers, with the worst state first.
@@ -64,8 +64,8 @@ pub struct NodeStatus {
     /// Limit of all pods together (`nodeGuard`). `null` without such a limit, or if kubepods is
     /// missing or unreadable.
     pub guard: Option<Bytes>,
-    /// Reason why the node guard is not fully in force. In observe mode, the reason why the guard
-    /// would not be in force. `null` if the guard has no problem or is not configured.
+    /// Reason why the node guard is not fully in force. In observe mode, reason why the node guard
+    /// would not be in force. `null` if the node guard has no problem or is not configured.
     #[serde(default)]
     pub guard_problem: Option<String>,
     /// Facts about the node that the plugin could not read, each with the reason and advice.
@@ -75,7 +75,7 @@ pub struct NodeStatus {
     pub pods_max: Option<Limit>,
     /// Whether the container runtime is connected and has sent its pods and containers.
     pub synchronized: bool,
-    /// Whether `plimsoll restore` is in force, so that the plugin sets nothing.
+    /// Whether `plimsoll restore` is in force, so that the plugin sets no values.
     pub stands_aside: bool,
     /// Whether the plugin acts, or only reports what it would do.
     #[serde(default)]
@@ -84,7 +84,7 @@ pub struct NodeStatus {
     /// applied.
     #[serde(default)]
     pub brake: Option<String>,
-    /// Observe mode: limit of all pods together that `nodeGuard` would set; `null` otherwise.
+    /// Limit that `nodeGuard` would set for all pods together in observe mode; `null` otherwise.
     #[serde(default)]
     pub planned_guard: Option<Bytes>,
     /// Observe mode: number of containers that use more than their planned `memory.high`.
@@ -110,7 +110,7 @@ pub struct NodeStatus {
 pub struct CgroupStatus {
     /// Path below the cgroup root.
     pub cgroup: CgroupPath,
-    /// Level of the cgroup.
+    /// Kind of the cgroup: kubepods, QoS class, pod or reserved cgroup.
     pub level: Level,
     /// Protection that the files should have.
     pub desired: Protection,
@@ -119,7 +119,7 @@ pub struct CgroupStatus {
     /// Reason why the observed values are unknown, with advice.
     #[serde(default)]
     pub problem: Option<String>,
-    /// Part of the usage that is effectively protected by the kernel's rule.
+    /// Part of the usage that the kernel effectively protects.
     pub effective: Option<Protection>,
     /// Whether the observed protection has an effect.
     pub standing: Option<Standing>,
@@ -159,7 +159,7 @@ pub struct ContainerStatus {
     pub usage: Option<Bytes>,
     /// Usage without inactive page cache, as the kubelet counts the working set.
     pub working_set: Option<Bytes>,
-    /// Part of the working set above the request.
+    /// Amount by which the working set exceeds the request.
     pub over_request: Bytes,
     /// Whether the limit is more than `maxLimitRequestRatio` times the request.
     pub overcommitted: bool,
@@ -175,7 +175,7 @@ pub struct ContainerStatus {
     /// Reason why the observed values are unknown, with advice.
     #[serde(default)]
     pub problem: Option<String>,
-    /// Part of the usage that is effectively protected by the kernel's rule.
+    /// Part of the usage that the kernel effectively protects.
     pub effective: Option<Protection>,
     /// Whether the observed protection has an effect.
     pub standing: Option<Standing>,
@@ -187,8 +187,8 @@ pub struct ContainerStatus {
     pub stalled_percent: Option<f64>,
     /// Number of the container's processes that the kernel has OOM-killed.
     pub oom_kills: Option<u64>,
-    /// Reports of the container, latest first. Includes reports of the same container under an
-    /// earlier id.
+    /// Reports of the container, latest first. Includes the reports of the same container from
+    /// before its restarts, when it had other ids.
     pub reports: Vec<Report>,
 }
 
@@ -207,7 +207,7 @@ pub struct RequestStatus {
 /// Values of a container's files, observed or desired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Values {
-    /// `memory.min`. A desired value of `null` leaves the file alone.
+    /// `memory.min`. A desired value of `null` means that the plugin does not write the file.
     pub min: Option<Limit>,
     /// `memory.low`.
     pub low: Option<Limit>,
@@ -246,9 +246,10 @@ pub struct Reasons {
 pub enum State {
     /// The kernel OOM-killed processes of the container within the last ten minutes.
     Killed,
-    /// The plugin refused or gave up a limit decrease, because the container uses more.
+    /// The plugin refused or gave up a limit decrease, because the container uses more than the new
+    /// limit.
     Refused,
-    /// The plugin waits with a limit decrease until the container uses less.
+    /// The plugin defers a limit decrease until the container uses less memory.
     Deferred,
     /// Another program keeps changing the container's files.
     Contended,

@@ -1,8 +1,8 @@
 //! Current status of the node: each container and each ancestor cgroup with its desired and
 //! observed values. One word sums up the state of each container.
 //!
-//! The format is that of `plimsoll status --json` and is stable. New fields may appear, but
-//! removing a field or changing its meaning requires another [`VERSION`]. Amounts are bytes or
+//! The output of `plimsoll status --json` has this format, which is stable. New fields may appear,
+//! but removing a field or changing its meaning requires another [`VERSION`]. Amounts are bytes or
 //! `"max"`. An unknown value is `null`.
 
 mod collect;

@@ -72,7 +72,7 @@ impl NodeStatus {
     }
 }
 
-/// Returns the facts about the node that are unknown, with advice.
+/// Returns a message with advice for each unknown fact about the node.
 fn node_problems(
     containers: &Containers,
     settings: &Settings,
@@ -103,7 +103,8 @@ fn node_problems(
     problems
 }
 
-/// Returns a message for observe mode if the pods use more memory than the limit of the guard.
+/// Returns a message if the pods use more memory than the limit that the node guard plans in
+/// observe mode.
 fn guard_would_wait(kubepods: &Cgroup, line: Bytes) -> Option<String> {
     match kubepods.usage() {
         Ok(usage) => (usage > line).then(|| {
@@ -117,7 +118,8 @@ fn guard_would_wait(kubepods: &Cgroup, line: Bytes) -> Option<String> {
     }
 }
 
-/// Returns a message if the guard cannot protect the system, because there is no system.slice.
+/// Returns a message if the node has no system.slice, so that the node guard cannot protect the
+/// system.
 fn half_a_guard(settings: &Settings, root: &CgroupRoot) -> Option<String> {
     if !settings.config.reserved.is_empty() {
         return None;

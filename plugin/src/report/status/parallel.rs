@@ -2,7 +2,8 @@
 
 use std::{panic, thread};
 
-/// Maximum number of threads that read files. Up to [`FEW`] items are not worth another thread.
+/// Maximum number of threads that read files. Work on up to [`FEW`] items is too short for a second
+/// thread to pay off.
 const MOST_THREADS: usize = 4;
 const FEW: usize = 50;
 

@@ -8,7 +8,7 @@ use crate::cgroup::{Cgroup, CgroupError, CgroupRoot};
 use crate::report::status::format::Values;
 use crate::state::container::Container;
 
-/// Reason why a container that has not started was not read.
+/// Reason why the plugin did not read the values of a container that has not started.
 const NOT_STARTED: &str = "the container has not started";
 
 /// Values read from a container's cgroup.

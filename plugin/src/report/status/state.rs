@@ -1,4 +1,5 @@
-//! Decision about the state of a container. The state is one word that sums up the other fields.
+//! Decision about the state of a container. The state is one word that sums up the other fields of
+//! the container's status.
 
 use plimsoll_core::incident::{Incident, IncidentKind};
 use plimsoll_core::policy::hierarchy::Standing;
@@ -8,12 +9,12 @@ use plimsoll_core::units::{Bytes, Limit};
 use crate::report::recent::Report;
 use crate::report::status::format::{State, Values};
 
-/// State of a container's limit, from the other modules.
+/// State of a container's limit, as other modules report it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LimitChange {
-    /// A limit decrease is deferred.
+    /// Whether a limit decrease is deferred.
     pub(super) is_deferred: bool,
-    /// The plugin raised the limit as an OOM rescue.
+    /// Whether the plugin raised the limit as an OOM rescue.
     pub(super) is_rescued: bool,
 }
 
@@ -22,18 +23,19 @@ pub(super) struct LimitChange {
 pub(super) struct StateInputs<'r> {
     pub(super) is_read: bool,
     pub(super) is_changing: bool,
-    /// Observe mode: the plugin sets nothing, so a different value is no drift.
+    /// Whether the plugin only observes. In observe mode the plugin sets no values, so a different
+    /// value does not count as drift.
     pub(super) only_observes: bool,
     pub(super) usage: Option<Bytes>,
     pub(super) desired: Values,
     pub(super) observed: Values,
-    /// The limit is higher than the limit that the user asked for.
+    /// Whether the limit is higher than the limit that the user asked for.
     pub(super) is_beyond_asked: bool,
     pub(super) change: LimitChange,
     pub(super) throttled: Option<ThrottleState>,
     pub(super) is_over: bool,
     pub(super) standing: Option<Standing>,
-    /// Latest first.
+    /// Reports of the container, latest first.
     pub(super) reports: &'r [Report],
 }
 
@@ -75,7 +77,7 @@ impl StateInputs<'_> {
         }
         if self.desired.differs_from(self.observed) > 0 && !self.is_changing && !self.only_observes
         {
-            // A conflict is reported only once, so its report counts even if it is old.
+            // The plugin reports a conflict only once, so even an old report of a conflict counts.
             let is_contended =
                 self.reports.iter().any(|report| report.kind == IncidentKind::Contended);
             return if is_contended { State::Contended } else { State::Drifted };
@@ -94,7 +96,7 @@ impl StateInputs<'_> {
             Some(Standing::Inert | Standing::Partly) => State::Inert,
             Some(Standing::Protected) => State::Protected,
             Some(Standing::Unclaimed) => State::Unprotected,
-            // An ancestor cgroup could not be read.
+            // The plugin could not read an ancestor cgroup.
             None => State::Unread,
         }
     }
@@ -199,7 +201,7 @@ mod tests {
             (State::Rescued, StateInputs { is_over: true, ..rescued }, vec![]),
             (State::Throttled, StateInputs { throttled, ..rescued }, vec![]),
             (State::Drifted, StateInputs { throttled, observed: written, ..fine() }, vec![]),
-            // In observe mode a different value is no drift.
+            // In observe mode a different value does not count as drift.
             (
                 State::Protected,
                 StateInputs { only_observes: true, observed: written, ..fine() },

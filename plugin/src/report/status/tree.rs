@@ -1,4 +1,4 @@
-//! Values read from the cgroups above the containers, and the effective protection.
+//! Values of the cgroups above the containers, and the effective protection of all cgroups.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,12 +24,13 @@ pub(super) struct CgroupTree {
     limits: HashMap<CgroupPath, Limit>,
     /// Reasons why the plugin could not read cgroups above the containers.
     problems: HashMap<CgroupPath, String>,
-    /// Effective protection.
+    /// Effective protection of each cgroup in `observed`.
     effective: BTreeMap<CgroupPath, Protection>,
 }
 
 impl CgroupTree {
-    /// Reads the cgroups above the containers. `read` are the values of the containers.
+    /// Reads the cgroups above the containers. `read` contains the values of the containers' own
+    /// cgroups.
     pub(super) fn read(
         root: &CgroupRoot,
         levels: &[(Level, LevelKind)],
@@ -95,7 +96,8 @@ impl CgroupTree {
     }
 }
 
-/// Returns all cgroups above the containers, and the levels with all cgroups above them.
+/// Returns the cgroups of `levels`, and all ancestors of these cgroups and of the containers'
+/// cgroups.
 fn above(levels: &[(Level, LevelKind)], known: &[Arc<Container>]) -> Vec<CgroupPath> {
     let mut above = BTreeSet::new();
     let paths = levels.iter().map(|(level, _)| Some(level.cgroup.clone()));

@@ -10,7 +10,7 @@ use crate::cgroup::CgroupRoot;
 use crate::host::files::{Text, Unreadable, is_there, list, names, read};
 use crate::kubelet::kubepods::{self, CgroupSearch};
 
-/// Mount point of the cgroup hierarchy, relative to the root of the node.
+/// Mount point of the cgroup hierarchy. The path is relative to the node's root directory.
 pub(crate) const CGROUPS: &str = "sys/fs/cgroup";
 
 /// Kind of the mounted cgroup hierarchy.
@@ -22,22 +22,23 @@ pub(crate) enum Hierarchy {
     Missing,
 }
 
-/// Ancestor cgroup of the pods, and whether the cgroup enables the memory controller for its
+/// A cgroup above the pods, with the information whether it enables the memory controller for its
 /// children.
 #[derive(Debug)]
 pub(crate) struct CgroupLevel {
-    /// Path relative to the cgroup root; empty for the root itself.
+    /// Path relative to the cgroup root; empty for the cgroup root itself.
     pub(crate) path: String,
     pub(crate) enabled: Result<bool, Unreadable>,
     pub(crate) has_children: Result<bool, Unreadable>,
 }
 
-/// Cgroup with the memory controller, and the needed files that the cgroup lacks.
+/// A cgroup with the memory controller, and the names of the needed files that the cgroup does not
+/// have.
 #[derive(Debug)]
 pub(crate) struct SampleCgroup {
     pub(crate) path: String,
     pub(crate) missing: Vec<&'static str>,
-    /// Files of which doctor could not determine whether they exist, with the error.
+    /// For each file whose existence doctor could not determine: the name and the error.
     pub(crate) unread: Vec<String>,
 }
 
@@ -123,8 +124,8 @@ impl SampleCgroup {
 }
 
 impl CgroupLevel {
-    /// Returns the root, the cgroups of all pods and of the QoS classes, and all cgroups between
-    /// these cgroups and the root.
+    /// Returns kubepods, the cgroups of the QoS classes, and all ancestors of these cgroups up to
+    /// the cgroup root.
     fn above_pods(root: &Path, kubepods: &[CgroupPath]) -> Vec<Self> {
         let mut above = BTreeSet::from([String::new()]);
         for cgroup in kubepods.iter().cloned().chain(kubepods.iter().flat_map(classes)) {
@@ -148,8 +149,8 @@ impl CgroupLevel {
     }
 }
 
-/// Returns whether cgroup2 is mounted with `memory_recursiveprot`. `opened` is the cgroup root if
-/// doctor could open it.
+/// Returns whether cgroup2 is mounted with `memory_recursiveprot`. `opened` is the cgroup root, or
+/// `None` if doctor could not open the cgroup root.
 fn find_recursive_protection(host: &Path, opened: Option<&CgroupRoot>) -> Result<bool, Unreadable> {
     let mounts = read(&host.join("proc/self/mounts"))?;
     let is_cgroup2 = |line: &str| line.split_ascii_whitespace().nth(2) == Some("cgroup2");
@@ -161,7 +162,7 @@ fn find_recursive_protection(host: &Path, opened: Option<&CgroupRoot>) -> Result
     })
 }
 
-/// Returns whether a list of controllers contains `memory`.
+/// Returns whether a list of cgroup controllers contains `memory`.
 pub(crate) fn has_memory(controllers: Option<&str>) -> bool {
     controllers
         .unwrap_or_default()

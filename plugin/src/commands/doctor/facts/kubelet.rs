@@ -11,7 +11,7 @@ use crate::kubelet::checkpoint::{Checkpoints, Moment};
 use crate::kubelet::node::NodeMemory;
 use crate::state::guard_record;
 
-/// The kubelet's directory, relative to the root of the node.
+/// The kubelet's directory. The path is relative to the node's root directory.
 pub(crate) const KUBELET: &str = "var/lib/kubelet";
 
 /// Facts about the kubelet.
@@ -43,10 +43,10 @@ impl KubeletFacts {
     }
 }
 
-/// Reads all checkpoint files. Returns their problems with the paths that the files have on the
-/// node.
+/// Reads all checkpoint files of the kubelet. Returns the problems of these files, with the paths
+/// of the files on the node.
 fn find_checkpoint_problems(host: &Path) -> Vec<String> {
-    // A lookup without a matching pod reads all checkpoint files.
+    // No pod has an empty UID, so the lookup reads all checkpoint files.
     let uid = PodUid::new("");
     let found = Checkpoints::new(host.join(KUBELET)).lookup(&uid, "", Moment::Create);
     let prefix = host.to_string_lossy();

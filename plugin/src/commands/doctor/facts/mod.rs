@@ -1,6 +1,7 @@
-//! Facts about a node, collected without a judgement.
+//! Facts about a node. The code that collects the facts does not judge them.
 //!
-//! An unreadable file is a fact too. The size of each read is bounded, and doctor changes nothing.
+//! An unreadable file counts as a fact too. Each read has a maximum size, and doctor changes
+//! nothing on the node.
 
 pub(crate) mod cgroups;
 pub(crate) mod kubelet;
@@ -16,7 +17,7 @@ use crate::commands::doctor::facts::system::SystemFacts;
 use crate::host::runtime::detect::Runtime;
 use crate::host::socket::Socket;
 
-/// Observed facts about a node.
+/// Facts that doctor observed about a node.
 #[derive(Debug)]
 pub struct NodeFacts {
     pub(crate) is_root: bool,
@@ -31,7 +32,7 @@ pub struct NodeFacts {
 
 impl NodeFacts {
     /// Collects facts about the node whose file system is at `host`, usually `/`. Also connects to
-    /// the runtime's NRI socket, so the runtime logs a plugin that did not register. Writes no
+    /// the runtime's NRI socket, so the runtime logs that a plugin did not register. Writes no
     /// file.
     pub fn collect(host: &Path, socket: &Path) -> Self {
         let runtimes = Runtime::all(host);

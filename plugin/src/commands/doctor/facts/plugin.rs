@@ -18,20 +18,21 @@ use crate::state::settings::RESTORE_MARKER;
 /// Facts about the installed plugin and about other NRI plugins.
 #[derive(Debug)]
 pub(crate) struct PluginFacts {
-    /// Existing configuration files of the plugin, the one with the highest precedence first.
+    /// Existing configuration files of the plugin, in order of decreasing precedence.
     pub(crate) drop_ins: Vec<(String, Result<Vec<u8>, Unreadable>)>,
     pub(crate) programs: Vec<NriPlugin>,
     /// Names of the other files in the directories of plugin configurations.
     pub(crate) other_configurations: Vec<String>,
-    /// Directories of plugins and of plugin configurations that doctor could not list, with the
-    /// error.
+    /// Errors about directories that doctor could not list: directories of plugins or of plugin
+    /// configurations.
     pub(crate) unlisted: Vec<String>,
     /// Unit file of the plugin's service. A masked unit is an error.
     pub(crate) unit: Result<Option<String>, UnitError>,
-    /// Process that runs the plugin. `Some(None)` means no process, `None` means unknown.
+    /// Process that runs the plugin. `Some(None)` means that no process runs the plugin. `None`
+    /// means that doctor does not know.
     pub(crate) process: Option<Option<String>>,
-    /// Mode that the running plugin reports, or the reason why it reports no mode. `None` without a
-    /// plugin socket.
+    /// Mode that the running plugin reports, or the reason why the plugin reports no mode. `None`
+    /// if the plugin's socket does not exist.
     pub(crate) reported_mode: Option<Result<Mode, String>>,
     pub(crate) is_restored: Result<bool, Unreadable>,
     pub(crate) brake: Result<Option<brake::Record>, String>,
@@ -88,7 +89,7 @@ impl PluginFacts {
 }
 
 /// Returns the directories that the runtimes use: first the configured directories, then the
-/// default.
+/// default directory.
 fn directories(
     runtimes: &[Runtime],
     default: &str,

@@ -6,10 +6,10 @@ use crate::host::files::{Text, Unreadable, is_there, read};
 use crate::host::socket::Socket;
 use crate::host::version::Version;
 
-/// Socket of the system's D-Bus, relative to the root of the node.
+/// Socket of the D-Bus system bus. The path is relative to the node's root directory.
 pub(crate) const BUS: &str = "run/dbus/system_bus_socket";
 
-/// First kernel with `memory.reclaim`.
+/// First kernel version with the cgroup file `memory.reclaim`.
 pub(crate) const RECLAIM_KERNEL: Version = Version(5, 19, 0);
 
 /// Facts about the kernel, systemd, swap and inotify.

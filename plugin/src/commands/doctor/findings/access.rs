@@ -1,4 +1,4 @@
-//! Finding and advice about access to the node.
+//! Finding about doctor's access to the node's files, and the advice for a denied access.
 
 use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::finding::Finding;

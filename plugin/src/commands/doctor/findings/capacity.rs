@@ -1,4 +1,4 @@
-//! Findings about memory for pods: node allocatable and the node guard.
+//! Findings about the memory that all pods may use: node allocatable and the node guard.
 
 use plimsoll_core::units::Bytes;
 
@@ -14,9 +14,9 @@ use crate::kubelet::node::{AllocatableSource, NodeError};
 const ALLOCATABLE_FLAGS: [&str; 4] =
     ["--system-reserved", "--kube-reserved", "--eviction-hard", "--enforce-node-allocatable"];
 
-/// Name of the check of node allocatable.
+/// Name of the check that determines node allocatable.
 const ALLOCATABLE: &str = "node-allocatable";
-/// Name of the check of the node guard.
+/// Name of the check for the node guard.
 const GUARD: &str = "node-guard";
 
 /// Advice if doctor cannot determine node allocatable.
@@ -24,8 +24,8 @@ const USE_KUBECTL: &str = "set nodeAllocatable in the configuration to the alloc
                            'kubectl describe node' shows";
 
 impl NodeFacts {
-    /// Describes kubelet settings that may make node allocatable differ from the kubelet's
-    /// configuration file.
+    /// Describes the settings of the kubelet that may change node allocatable but are not in the
+    /// kubelet's main configuration file.
     fn allocatable_overrides(&self) -> Vec<String> {
         let kubelets = self.kubelet.kubelets.as_deref().unwrap_or_default();
         let overrides = kubelets.iter().flat_map(|kubelet| {
@@ -61,7 +61,7 @@ impl NodeFacts {
         Finding::all(ALLOCATABLE, found, findings)
     }
 
-    /// Returns the findings that show that node allocatable may differ from `found`.
+    /// Returns findings with the reasons why node allocatable may differ from `found`.
     fn allocatable_doubts(&self, found: &str, has_problem: bool) -> Vec<Finding> {
         let unknown = |why: &str, advice: &str| {
             Finding::unknown(ALLOCATABLE, format!("{found}{why}"), advice)
@@ -147,7 +147,7 @@ impl NodeFacts {
     }
 }
 
-/// Describes a problem of a file from which node allocatable is computed.
+/// Describes a problem of a file from which the plugin computes node allocatable.
 fn describe_problem(problem: &NodeError) -> String {
     match problem {
         NodeError::Io { path, error } => format!("{path}: {error}"),

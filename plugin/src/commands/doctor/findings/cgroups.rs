@@ -10,7 +10,7 @@ use crate::commands::doctor::facts::system::RECLAIM_KERNEL;
 use crate::commands::doctor::finding::Finding;
 use crate::host::version::Version;
 
-/// Name of the check of the memory controller.
+/// Name of the check for the memory controller.
 const MEMORY_CONTROLLER: &str = "memory-controller";
 
 impl NodeFacts {
@@ -69,7 +69,7 @@ impl NodeFacts {
         )
     }
 
-    /// Returns a finding if the root has no memory controller.
+    /// Returns a finding if the cgroup root has no memory controller.
     fn root_controller(&self) -> Option<Finding> {
         const FILE: &str = "/sys/fs/cgroup/cgroup.controllers";
         Some(match &self.cgroups.controllers {
@@ -97,8 +97,8 @@ impl NodeFacts {
         let file = directory.join("cgroup.subtree_control").display().to_string();
         let unknown =
             |found: String| Some(Finding::unknown(MEMORY_CONTROLLER, found, self.how_to_read()));
-        // A cgroup without children needs no controller for children. The kubelet or systemd
-        // enables the controller with the first child.
+        // A cgroup without children does not have to enable the controller. With the first child,
+        // the kubelet or systemd enables it.
         match &level.has_children {
             Ok(true) => {}
             Ok(false) => return None,
@@ -127,8 +127,8 @@ impl NodeFacts {
     pub(super) fn memory_files(&self) -> Option<Finding> {
         const CHECK: &str = "memory-files";
         let Some(SampleCgroup { path, missing, unread }) = &self.cgroups.sample else {
-            // Without the controller no cgroup has these files. The check `memory-controller`
-            // reports the missing controller.
+            // Without the memory controller no cgroup has these files. The check
+            // `memory-controller` already reports a missing memory controller.
             let has_controller =
                 self.cgroups.controllers.as_ref().is_ok_and(|text| has_memory(text.as_deref()));
             return has_controller.then(|| {
@@ -139,7 +139,8 @@ impl NodeFacts {
         let release =
             self.system.release.as_ref().ok().and_then(|text| Version::find(text.as_deref()?));
         let is_old = release.is_some_and(|release| release < RECLAIM_KERNEL);
-        // A kernel before 5.19 has no memory.reclaim. The check `kernel` reports the old kernel.
+        // A kernel before 5.19 has no memory.reclaim. The check `kernel` already reports such an
+        // old kernel.
         let missing: Vec<_> = missing
             .iter()
             .filter(|file| !(is_old && **file == "memory.reclaim"))
@@ -327,7 +328,8 @@ mod tests {
         node.write("sys/fs/cgroup/kubelet.slice/cgroup.subtree_control", "memory\n");
         assert_eq!(node.troubles(), []);
         ok(&node.facts(), "memory-files", "/sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice");
-        // The check covers the cgroup above kubepods and the classes below kubepods.
+        // The check covers the cgroup above kubepods and the cgroups of the QoS classes below
+        // kubepods.
         for level in [
             "kubelet.slice",
             "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice",

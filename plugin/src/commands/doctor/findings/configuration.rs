@@ -9,7 +9,7 @@ use crate::state::brake;
 use crate::state::originals::DIRECTORY;
 use crate::state::settings::RESTORE_MARKER;
 
-/// Name of the check of the mode.
+/// Name of the check for the plugin's mode.
 const MODE: &str = "mode";
 
 impl NodeFacts {
@@ -125,7 +125,7 @@ mod tests {
     fn every_mistake_of_the_plugins_configuration_is_shown() {
         let node = Node::good();
         node.write(DROP_IN, "logLevel: loud\nmemoryThrottlingFactor: 2\n");
-        // Without a valid configuration the mode is unknown too.
+        // Without a valid configuration file, doctor does not know the mode either.
         let troubles = |node: &Node| {
             let mut troubles = node.troubles();
             assert_eq!(

@@ -11,7 +11,7 @@ use crate::host::units::{UnitError, how_to_unmask};
 /// Parts of the names of plugins that also set memory values of containers.
 const RIVALS: [&str; 3] = ["memory-qos", "koordlet", "koordinator"];
 
-/// Name of the check of the installed plugin.
+/// Name of the check for the installed plugin.
 const INSTALLATION: &str = "installation";
 
 impl NodeFacts {
@@ -48,8 +48,8 @@ impl NodeFacts {
         Finding::all(INSTALLATION, otherwise, findings)
     }
 
-    /// Returns a finding if the plugin is not installed or does not run. `way` is the program or
-    /// unit that is installed. `process` runs the plugin.
+    /// Returns a finding if the plugin is not installed or does not run. `way` is the installed
+    /// program or unit. `process` is the process that runs the plugin.
     fn process(
         &self,
         way: Option<&str>,
@@ -193,7 +193,7 @@ mod tests {
             "does not run",
             "restart the container runtime",
         );
-        // Without /proc/locks the holder of the lock is unknown.
+        // Without /proc/locks, doctor cannot find the process that holds the plugin's lock.
         node.remove("proc/locks");
         expect(
             &node.troubles(),
@@ -220,7 +220,7 @@ mod tests {
             ("run/systemd/system/plimsoll.service", "systemctl unmask --runtime plimsoll"),
         ] {
             let node = Node::good();
-            // The mask hides the unit of the package.
+            // The masked unit hides the package's unit in /usr/lib.
             node.write("usr/lib/systemd/system/plimsoll.service", "[Service]\n");
             fs::create_dir_all(node.path(path).parent().unwrap()).unwrap();
             symlink("/dev/null", node.path(path)).unwrap();

@@ -1,4 +1,4 @@
-//! Findings about the kubelet: its own MemoryQoS and its checkpoints.
+//! Findings about the kubelet: its own MemoryQoS feature and its checkpoint files.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::commands::doctor::finding::{Finding, MOST_NAMES};
 use crate::host::kubelet_process::{GateFlag, KubeletProcess};
 use crate::kubelet::node::{Conflict, KubeletReservations, UnknownMemoryQos};
 
-/// Name of the check of the kubelet's own MemoryQoS.
+/// Name of the check for the kubelet's own MemoryQoS feature.
 const MEMORY_QOS: &str = "kubelet-memory-qos";
 
 impl NodeFacts {
@@ -30,7 +30,7 @@ impl NodeFacts {
         Finding::all(MEMORY_QOS, otherwise, conflicts.chain(unknown).collect())
     }
 
-    /// Returns the finding if the configuration does not show the state of MemoryQoS.
+    /// Returns the finding for a kubelet whose configuration does not show whether MemoryQoS is on.
     fn unsettled_memory_qos(&self, unsettled: &UnknownMemoryQos) -> Finding {
         let (found, advice) = match unsettled {
             UnknownMemoryQos::DefaultOfVersion => (
@@ -134,7 +134,7 @@ impl NodeFacts {
     }
 }
 
-/// Returns the finding if the configuration shows that MemoryQoS is on.
+/// Returns the finding for a kubelet whose configuration shows that MemoryQoS is on.
 fn memory_qos_conflict(conflict: Conflict) -> Finding {
     const RESTART: &str = "set featureGates.MemoryQoS to false and restart the kubelet";
     let (found, advice) = match conflict {

@@ -1,4 +1,4 @@
-//! Findings of all checks, one file for each topic.
+//! Findings of all checks. Each topic has its own file.
 
 mod access;
 mod capacity;
@@ -20,7 +20,7 @@ impl NodeFacts {
     /// Returns one finding for each check that applies.
     pub fn judge(&self) -> Report {
         let nri = self.nri();
-        // A runtime with NRI switched off serves no socket, so the finding about NRI suffices.
+        // If NRI is off, the runtime serves no NRI socket, so the finding about NRI suffices.
         let socket = if nri.as_ref().is_some_and(|nri| nri.mark == Mark::Failed) {
             None
         } else {
@@ -102,7 +102,7 @@ mod tests {
         );
     }
 
-    /// Each of these files decides the result of a check.
+    /// Files without which a check has no result.
     #[test]
     fn a_file_that_is_missing_is_never_ok() {
         for (path, check) in [
@@ -130,7 +130,7 @@ mod tests {
         is_unknown(&node.facts(), "run", "d-bus");
     }
 
-    /// Even root cannot read a symbolic link to itself.
+    /// Not even root can read through a symbolic link that points to itself.
     #[test]
     fn a_file_that_is_unreadable_is_never_ok() {
         for (path, check) in [
@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn no_file_makes_it_fail_or_wait() {
-        // Each node has a directory of its own.
+        // Remove the path of the node's temporary directory, because the path differs for each
+        // node.
         let judge = |node: &Node| {
             let report = node.facts().judge().to_string();
             report.replace(node.path("").to_str().unwrap(), "")
@@ -222,7 +223,7 @@ mod tests {
                     "binary" => fs::write(&inside, [0, 0xff, 0x1b, b'\n', 0x7f]).unwrap(),
                     _ => std::os::unix::fs::symlink(&inside, &inside).unwrap(),
                 }
-                // Doctor asks only for the existence of these files.
+                // Doctor only checks whether these files exist.
                 let is_content_unused = path.starts_with("sys/fs/cgroup")
                     || [".keep", "plimsoll.lock", "90-plimsoll"]
                         .iter()

@@ -13,20 +13,20 @@ use crate::host::runtime::kind::{RuntimeKind, RuntimeProduct};
 use crate::host::runtime::nri_settings::NriSwitch;
 use crate::host::socket::Socket;
 
-/// Default time that a runtime waits for a plugin's answer to a request.
+/// Default timeout of a runtime for a plugin's answer to a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Shortest request or registration timeout that causes no warning.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Name of the check of the NRI settings.
+/// Name of the check for the NRI settings.
 const NRI: &str = "nri";
-/// Name of the check of the NRI timeouts.
+/// Name of the check for the NRI timeouts.
 const TIMEOUTS: &str = "nri-timeouts";
 
 impl NodeFacts {
-    /// Returns the runtimes that are present: runtimes whose socket listens or denies access. If no
-    /// socket does, returns the runtimes with configuration files.
+    /// Returns the runtimes whose socket listens or denies access. If no such runtime exists,
+    /// returns the runtimes with configuration files.
     pub(super) fn present(&self) -> Vec<&Runtime> {
         let by = |is: fn(&Runtime) -> bool| {
             self.runtimes.iter().filter(|runtime| is(runtime)).collect::<Vec<_>>()
@@ -51,7 +51,7 @@ impl NodeFacts {
     }
 
     /// Returns one finding for each runtime with NRI off. Returns no finding if another runtime has
-    /// NRI on, because the other runtime serves the plugin.
+    /// NRI on, because the plugin can connect to the other runtime.
     fn switched_off(&self, present: &[&Runtime]) -> Vec<Finding> {
         let off: Vec<_> = present.iter().filter_map(|runtime| runtime.why_off()).collect();
         if off.len() < present.len() {
@@ -147,7 +147,7 @@ impl NodeFacts {
     }
 }
 
-/// Describes the time that a runtime waits for an answer, and the shares of this time that the
+/// Describes the time that a runtime waits for an answer, and the parts of this time that the
 /// plugin uses.
 fn request_timeout(name: &str, timeout: Duration) -> String {
     let event = timeout / BUDGET;
@@ -272,7 +272,7 @@ mod tests {
             "from disabled_plugins in /etc/containerd/config.toml",
         );
 
-        // Without a setting, the version decides.
+        // If the configuration does not set NRI, the default of the containerd version applies.
         node.write(CONTAINERD_CONFIG, "");
         let mut facts = node.facts();
         for (version, found) in [
@@ -502,7 +502,8 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", unit).unwrap();
         node.write(CONTAINERD_CONFIG, "disabled_plugins = ['io.containerd.nri.v1.nri']");
         let mut facts = node.facts();
-        // NRI is off by default in this version, but an unknown file may switch NRI on.
+        // This version has NRI off by default, but a file that doctor does not know may switch NRI
+        // on.
         facts.runtimes[0].version = Some(Version(1, 7, 24));
         let mut troubles = troubles(&facts);
         let timeouts = troubles.split_off(1);

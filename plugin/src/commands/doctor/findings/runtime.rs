@@ -6,7 +6,7 @@ use crate::host::runtime::detect::Runtime;
 use crate::host::runtime::kind::{CONTAINERD, CONTAINERD_1_7, RuntimeProduct};
 use crate::host::socket::Socket;
 
-/// Name of the check of the container runtimes.
+/// Name of the check for the container runtimes.
 const RUNTIME: &str = "runtime";
 
 impl NodeFacts {
@@ -43,7 +43,7 @@ impl NodeFacts {
         Finding::all(RUNTIME, named.collect::<Vec<_>>().join(" and "), findings)
     }
 
-    /// Returns the finding if no runtime listens.
+    /// Returns the finding for a node on which no container runtime listens.
     fn no_runtime(&self) -> Finding {
         let states = self.runtimes.iter().map(|Runtime { kind, socket, .. }| match socket {
             Socket::Denied => format!("/{}: permission denied", kind.socket),
@@ -60,7 +60,8 @@ impl NodeFacts {
     }
 }
 
-/// Returns a finding if containerd's version, and so its NRI, may be too old.
+/// Returns a finding if containerd may be too old to support the NRI features that the plugin
+/// needs.
 fn nri_version(Runtime { kind, version, .. }: &Runtime) -> Option<Finding> {
     match (kind.product, version) {
         (RuntimeProduct::Containerd, None) => Some(Finding::unknown(

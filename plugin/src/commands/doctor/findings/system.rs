@@ -14,14 +14,14 @@ const FEW_INSTANCES: u64 = 32;
 /// Number of inotify watches below which programs on the node may soon get no watch.
 const FEW_WATCHES: u64 = 4096;
 
-/// Name of the check of the inotify limits.
+/// Name of the check for the inotify limits.
 const INOTIFY: &str = "inotify";
 
 impl NodeFacts {
     pub(super) fn d_bus(&self) -> Finding {
         const CHECK: &str = "d-bus";
         match &self.system.has_systemd {
-            // A pod may have the D-Bus socket without /run/systemd/system. So a listening D-Bus
+            // A pod may have the D-Bus socket without /run/systemd/system, so a listening D-Bus
             // socket also shows that systemd is the init process.
             Ok(is_init) if *is_init || matches!(self.system.bus, Socket::Listens) => {}
             Ok(_) => {
@@ -100,7 +100,7 @@ impl NodeFacts {
     }
 }
 
-/// Returns an inotify limit of at least `few`, or the finding about the limit.
+/// Returns an inotify limit if it is at least `few`. Otherwise returns the finding about the limit.
 fn inotify_limit(name: &str, text: &Text, few: u64) -> Result<u64, Finding> {
     let path = format!("/proc/sys/fs/inotify/{name}");
     let unknown = |found: String| {
