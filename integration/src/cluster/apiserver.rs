@@ -135,7 +135,7 @@ impl ApiServer {
 
     /// Makes the server reachable from a node that has no cluster, and writes a kubeconfig there.
     ///
-    /// The kubeconfig has this token. `path` is the absolute path of the kubeconfig on the node.
+    /// The kubeconfig contains `token`. `path` is the absolute path of the kubeconfig on the node.
     pub fn connect(&self, node: &Node, token: &str, path: &str) -> Result<()> {
         node.forward(self.port)?;
         let certificate =
@@ -146,7 +146,7 @@ impl ApiServer {
         node.write_file(path, kubeconfig, 0o600)
     }
 
-    /// Returns a kubeconfig with this token for use on this machine.
+    /// Returns a kubeconfig that contains `token`, for use on this machine.
     pub fn kubeconfig(&self, token: &str) -> String {
         kubeconfig((Ipv4Addr::LOCALHOST, self.port), &self.certificate(), token)
     }

@@ -62,7 +62,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Records the total time of this thread's case and the part of it until the node was ready.
+/// Records the total time of this thread's case, and the time until the node was ready.
 pub fn note(runtime: &str, outcome: Outcome, took: Duration, preparing: Duration) {
     let (case, took, preparing) = (case_name(), took.as_secs_f64(), preparing.as_secs_f64());
     let line = format!(

@@ -19,7 +19,7 @@ const MOST_NODES: usize = 2;
 pub enum Plugin {
     /// No plugin. The control group needs such nodes.
     Absent,
-    /// The plugin with this placement and configuration.
+    /// The plugin with this configuration, started by the program that the placement names.
     Installed(Mode, String),
 }
 
@@ -44,8 +44,8 @@ impl Member {
     }
 }
 
-/// The preparation that a node needs for a case, in the order of rising cost. `Runtime` needs a new
-/// node.
+/// The preparation that a node needs for a case. The variants are in the order of rising cost.
+/// `Runtime` needs a new node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Misfit {
     Nothing,
@@ -129,7 +129,7 @@ impl Place {
 
     /// Waits until another machine may run and this case is the next one.
     ///
-    /// With more threads than machines, cases with the same needs follow each other.
+    /// If there are more threads than machines, cases with the same needs follow each other.
     pub(super) fn take(wanted: Wanted) -> Place {
         let case = thread::current().id();
         let mut fleet = fleet();
@@ -172,7 +172,8 @@ pub(crate) fn is_cluster_wanted() -> bool {
 
 /// Locks the fleet.
 ///
-/// A poisoned lock is fine, because the state behind the lock is consistent at any time.
+/// The state behind the lock is consistent at any time, so the state behind a poisoned lock is
+/// valid.
 fn fleet() -> MutexGuard<'static, Fleet> {
     FLEET.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -55,7 +55,7 @@ pub(super) fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
         format!("{} ends before the payload that its header describes", bzimage.display())
     })?;
     // The kernel's build appends the uncompressed size as four more bytes. Decompressors would
-    // treat them as garbage.
+    // treat these bytes as garbage.
     let payload = &payload[..payload.len() - 4];
     let decompressor = match payload {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",

@@ -15,7 +15,7 @@ use crate::runtime::Driver;
 /// An external plugin reads the file itself.
 pub const CONFIG: &str = "/etc/nri/conf.d/90-plimsoll.conf";
 
-/// The path of the external plugin's program on the node, which is also its command line.
+/// The path of the external plugin's program on the node. The path is also the whole command line.
 pub const EXTERNAL_BINARY: &str = "/usr/local/bin/plimsoll";
 
 const LAUNCHED_BINARY: &str = "/opt/nri/plugins/90-plimsoll";
@@ -25,7 +25,7 @@ const UNIT: &str = "/etc/systemd/system/plimsoll.service";
 /// The published systemd unit.
 const UNIT_TEXT: &str = include_str!("../../../deploy/plimsoll.service");
 
-/// The placement of the plugin, which determines the program that starts it.
+/// The placement of the plugin, which determines whether the runtime or systemd starts the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// The runtime starts the plugin from its plugin directory.

@@ -187,7 +187,7 @@ fn refaults(node: &Node, script: &str) -> Result<u64> {
     })
 }
 
-/// Parses lines with an exit status and milliseconds.
+/// Parses lines that each contain an exit status and a duration in milliseconds.
 fn latency(lines: &str) -> Result<Latency> {
     let mut latency = Latency { count: 0, failures: 0, slowest: 0 };
     for line in lines.lines().filter(|line| !line.is_empty()) {

@@ -57,7 +57,7 @@ impl Drop for RunDir {
     }
 }
 
-/// Removes the directories of ended processes that did not remove them.
+/// Removes the directories that ended processes left behind.
 ///
 /// The locks of such directories are free.
 fn sweep(parent: &Path) -> Result<()> {
