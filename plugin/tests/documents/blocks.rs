@@ -32,7 +32,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Returns the kind for an info string, or `None` for an unknown one.
+    /// Returns the kind for an info string, or `None` for an unknown info string.
     fn parse(info: &str) -> Option<Self> {
         Some(match info {
             "sh" => Self::Script,
@@ -56,7 +56,7 @@ impl Kind {
 /// A fenced code block of a document.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    /// The document's path in the repository, and the line of the fence.
+    /// The document's path in the repository, and the line number of the fence.
     pub(crate) place: String,
     pub(crate) info: String,
     pub(crate) kind: Kind,

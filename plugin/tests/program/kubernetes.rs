@@ -32,8 +32,8 @@ const HELM: Programs = programs("helm", "helm.sh/helm/v4", "v4.3.1", &["./cmd/he
 const KUSTOMIZE: Programs =
     programs("kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "v5.8.2", &["."]);
 
-/// The Prometheus operator. The tests build no program of it, and read only the custom resource
-/// definitions in its module.
+/// The Prometheus operator. The tests build no program of the operator, and read only the custom
+/// resource definitions in its module.
 const OPERATOR: Programs = programs(
     "prometheus-operator",
     "github.com/prometheus-operator/prometheus-operator",
@@ -60,8 +60,8 @@ const OF_HELM: [&str; 4] = [
     "helm.sh/chart",
 ];
 
-/// Chart values that are off by default. Not every cluster has the definitions that some of them
-/// need.
+/// Chart values that are off by default. Some of these values need definitions that not every
+/// cluster has.
 const ALL: [&str; 3] =
     ["podMonitor.enabled=true", "prometheusRule.enabled=true", "dashboard.enabled=true"];
 
@@ -248,7 +248,8 @@ async fn apply(client: &Client, object: &Value) -> Result<DynamicObject, kube::E
     api.patch(text(object, "/metadata/name"), &strictly, &Patch::Apply(object)).await
 }
 
-/// Returns the pod that the DaemonSet would create. Pods pass their own admission plugins.
+/// Returns the pod that the DaemonSet would create. The API server has admission plugins that check
+/// pods but not DaemonSets.
 fn pod(objects: &[Value]) -> Value {
     let daemon_set = of_kind(objects, "DaemonSet");
     let mut pod = daemon_set["spec"]["template"].clone();

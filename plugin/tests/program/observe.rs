@@ -21,8 +21,8 @@ const PASSIVE: &str = "nodeAllocatable: 4Gi\nlogLevel: debug\nmemoryThrottlingFa
                        memoryReservationPolicy: None\nnodeGuard: null\nthrottleDeadline: null\nshrink: allow\n\
                        oomRescue: null\nraisePodLimits: false\nrepair: false\n";
 
-/// Writes the kubelet's record of a container with a request of 64 MiB and a limit of 100 MiB. The
-/// record has no pod-level resources.
+/// Writes the kubelet's checkpoint of a container with a request of 64 MiB and a limit of 100 MiB.
+/// The checkpoint has no pod-level resources.
 fn checkpoint(node: &Node) {
     let resources =
         serde_json::json!({ "requests": { "memory": "64Mi" }, "limits": { "memory": "100Mi" } });
@@ -154,8 +154,8 @@ fn pressure(runtime: &Runtime, pod: &Pod, percent: &str) {
     runtime.set_file(&cgroup(pod), "memory.pressure", &format!("some {rest}\nfull {rest}"));
 }
 
-/// Simulates a container that stalls at `memory.high` until its release is due, while the node has
-/// spare memory.
+/// Simulates a container that stalls at `memory.high` until its release from throttling is due,
+/// while the node has spare memory.
 async fn stands_still(node: &Node, runtime: &mut Runtime, pod: &Pod, asked: &mut usize) {
     node.write("host/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4000000 kB\n");
     pressure(runtime, pod, "90.00");
@@ -661,7 +661,7 @@ async fn a_throttled_container_is_left_without_a_deadline() {
         fs::write(runtime.path(&level).join("memory.events"), events(1, 0, 0, 0)).unwrap();
     }
     assert!(tokio::time::timeout(Duration::from_secs(4), runtime.updates.recv()).await.is_err());
-    // With a deadline of 1 s the plugin releases the container.
+    // With a deadline of 1 s the plugin releases the container from throttling.
     node.replace("plimsoll.yaml", &config("1s"));
     daemon.says("released a container that was stalled at memory.high").await;
 }
@@ -713,7 +713,8 @@ async fn the_brake_stays_applied_without_its_record() {
     daemon.says("configuration changed").await;
     assert_eq!(status_json(&node).await["node"]["brake"], "2 repairs within 10m");
     assert!(!node.path("host/run/plimsoll/brake").exists());
-    // The plugin stores the record as soon as it can, so that an operator can reset the brake.
+    // The plugin stores the brake's record as soon as it can, so that an operator can reset the
+    // brake.
     fs::remove_dir(&obstacle).unwrap();
     node.replace("plimsoll.yaml", ONE_REPAIR);
     daemon.says("configuration changed").await;
@@ -733,7 +734,8 @@ async fn a_brake_that_was_reset_is_applied_again() {
     two_repairs(&mut daemon, &runtime, &pod).await;
     daemon.says("the brake is applied").await;
     runtime.serve_update(&[&pod]).await;
-    // Wait until the plugin has verified the values, because it may send another request before.
+    // Wait until the plugin has verified the values, because the plugin may send another request
+    // until then.
     daemon.says("verified").await;
     // The operator resets the brake while `plimsoll restore` is in force. The plugin is stopped, so
     // that it sees both removed files as one change.
@@ -747,8 +749,8 @@ async fn a_brake_that_was_reset_is_applied_again() {
     });
     daemon.says("'plimsoll restore' was undone").await;
     runtime.serve_update(&[&pod]).await;
-    // Wait until the plugin has verified the values. Before, the plugin may record another
-    // program's value as the original, and then it repairs nothing.
+    // Wait until the plugin has verified the values. Until then, the plugin may take another
+    // program's value for the original value and would repair nothing.
     daemon.says("verified").await;
     runtime.holds(&pod.cgroup(), "memory.min", 64 * MIB).await;
     two_repairs(&mut daemon, &runtime, &pod).await;

@@ -127,7 +127,8 @@ async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_
     runtime.holds(&known.cgroup(), "memory.max", 200 * MIB).await;
     runtime.set_file(&known.cgroup(), "memory.max", &(150 * MIB).to_string());
     runtime.holds(&known.cgroup(), "memory.max", 200 * MIB).await;
-    // The kubelet has no record of this pod, so the user may have intended its low limit.
+    // The kubelet's checkpoints have no entry for this pod, so the user may have intended the pod's
+    // low limit.
     assert_eq!(runtime.file(&unknown.cgroup(), "memory.max"), (100 * MIB).to_string());
 }
 
@@ -186,7 +187,7 @@ async fn without_repair_a_pods_lower_limit_stays() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), lower);
 }
 
-/// Writes the kubelet's record of pod `b`: 200 MiB and `cpu` as limits of its container, and
+/// Writes the kubelet's checkpoint of pod `b`: 200 MiB and `cpu` as limits of its container, and
 /// pod-level resources without a limit.
 fn record_limits(node: &Node, cpu: &str) {
     let app = serde_json::json!({ "app": { "limits": { "memory": "200Mi", "cpu": cpu } } });
@@ -223,8 +224,8 @@ async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), lower);
 }
 
-/// Runs a pod whose `cpu.max` the plugin has raised together with its container's limit. Returns
-/// the pod and the container's limits.
+/// Runs a pod with one container. The plugin has raised the pod's `cpu.max` together with the
+/// container's limit. Returns the pod and the container's limits.
 async fn with_more_processor_time(node: &Node, runtime: &Runtime) -> (Pod, LinuxResources) {
     let pod = run_with_cpu_limit(node, runtime).await;
     record_limits(node, "200m");
@@ -242,7 +243,8 @@ async fn who_keeps_lowering_a_pods_processor_time_is_left_alone_in_the_end() {
     let raises = async {
         for _ in 0..REPAIRS {
             runtime.set_file(&pod.cgroup(), "cpu.max", lower);
-            // The plugin checks `cpu.max` with each event of the pod. Repeated raises back off.
+            // The plugin checks `cpu.max` with each event of the pod. The plugin waits longer
+            // before each repeated raise.
             while runtime.file(&pod.cgroup(), "cpu.max") == lower {
                 runtime.update(&pod, same.clone()).await;
             }
@@ -582,8 +584,8 @@ async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
     );
     // A second attempt fails at once, because the plugin makes one attempt at a time.
     assert!(cut(&runtime, &pod, 60 * MIB).await.is_err());
-    // The reclaim ends, and the usage fits below the limit. But the plugin has already refused the
-    // limit.
+    // The reclaim ends, and the usage fits below the limit. By then, the plugin has already refused
+    // the limit.
     runtime.uses(&pod, 20 * MIB, 0);
     let mut inotify = inotify::Inotify::init().unwrap();
     inotify
@@ -696,7 +698,7 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
     runtime.uses(&pod, 280 * MIB, 0);
     pressure("90.00");
     // The kernel keeps throttling the container. The node has less than one twentieth of its memory
-    // available, so the plugin does not release the container.
+    // available, so the plugin does not release the container from throttling.
     let held_back = {
         let levels = ["kubepods", "kubepods/burstable/podb"]
             .map(|level| runtime.root.join(level).join("memory.events"));
@@ -791,8 +793,8 @@ async fn a_pod_with_limits_of_its_own_keeps_them() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (150 * MIB).to_string());
 }
 
-/// Kubernetes 1.34 and 1.35 give both containers the limits of their pod, and record none of these
-/// limits.
+/// Kubernetes 1.34 and 1.35 give both containers the limits of their pod. The kubelet's checkpoints
+/// contain none of these limits.
 #[tokio::test]
 async fn a_pods_own_limits_stay_where_nothing_records_them() {
     let limits = || cpu(memory_limit(200 * MIB), 50_000);
@@ -804,8 +806,8 @@ async fn a_pods_own_limits_stay_where_nothing_records_them() {
         (pod, side)
     };
     let (node, mut daemon, runtime) = start().await;
-    // The first pod has a record without limits. The second pod has no record. The third pod's
-    // checkpoint cannot be read.
+    // The checkpoints have an entry without limits for the first pod, and no entry for the second
+    // pod. The plugin cannot read the third pod's checkpoint.
     for (ratio, (uid, record)) in
         (5..).zip([("told", Some("")), ("untold", None), ("torn", Some("torn"))])
     {
@@ -889,9 +891,10 @@ async fn a_debug_container_does_not_block_a_raise() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
 }
 
-/// Each raise has another proof. For the first pod, the recorded limits added up to the pod's limit
-/// in force. This proof outlasts a reconnection. For the second pod, the recorded limits add up to
-/// the pod's limit at its creation.
+/// The plugin has a different proof for each raised pod. For the first pod, the limits in the
+/// checkpoints added up to the pod's limit in force. This proof is still valid after a
+/// reconnection. For the second pod, the limits in the checkpoints add up to the pod's limit at its
+/// creation.
 #[tokio::test]
 async fn a_pod_whose_limit_is_known_to_be_the_sum_is_raised() {
     let (node, _daemon, runtime) = start().await;
@@ -1085,8 +1088,8 @@ async fn observing_gives_up_a_deferred_limit_and_says_so_once() {
     }
 }
 
-/// The unified maps that kubelets send with every request. The first one is without the kubelet's
-/// MemoryQoS. The second one is with MemoryQoS where its policy protects nothing.
+/// The unified maps that kubelets send with every request. The first map is from a kubelet without
+/// MemoryQoS. The second map is from a kubelet with MemoryQoS and a policy that protects nothing.
 const DEFAULTS: [&[(&str, &str)]; 2] =
     [&[("memory.high", "max")], &[("memory.min", "0"), ("memory.low", "0")]];
 
@@ -1223,7 +1226,8 @@ async fn only_replaced_defaults_may_be_passed_over() {
     // to ignore a failure.
     assert_eq!(parts(300 * MIB, &[("memory.high", "max")]).await, [(true, None, all.clone())]);
     // The swap limit and the limit in force of a deferred decrease are required. Both values are in
-    // a separate update. The plugin must not allow the runtime to ignore its failure.
+    // a separate update. The plugin must not allow the runtime to ignore the failure of this
+    // update.
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     let deferred = parts(100 * MIB, &[("memory.high", "max")]).await;
     assert_eq!(deferred, [(false, Some(250 * MIB), keys(&["memory.swap.max"])), (true, None, all)]);

@@ -93,7 +93,8 @@ impl Runtime {
         make_files(&cgroup, &if limit > 0 { limit.to_string() } else { "max".into() });
     }
 
-    /// Sets the memory usage of a container to `current`. The kernel can reclaim `cache` bytes of it.
+    /// Sets the memory usage of a container to `current`. The kernel can reclaim `cache` bytes of
+    /// this usage.
     pub fn uses(&self, pod: &Pod, current: i64, cache: i64) {
         let cgroup = self.cgroup(pod);
         let stat = format!(
