@@ -374,7 +374,7 @@ fn long_functions(source: &Source) -> Vec<(usize, usize)> {
     long.collect()
 }
 
-/// Returns whether the line is the first one of a function.
+/// Returns whether the line is the first line of a function.
 fn is_function(line: &str) -> bool {
     let mut code = line.trim_start();
     let qualifiers = ["pub ", "pub(crate) ", "pub(super) ", "const ", "async ", "unsafe "];

@@ -19,7 +19,7 @@ fn specification() -> String {
 /// A list item of a document.
 #[derive(Default)]
 struct Item {
-    /// The heading of the second level above the item. Empty for an item above the first heading.
+    /// The second-level heading above the item. Empty for an item above the first heading.
     section: String,
     /// The first bold words of the item.
     name: String,

@@ -53,7 +53,7 @@
 //! # Versions
 //!
 //! The crate works with runtimes that have NRI 0.6.1 to 0.12. Such runtimes are containerd 1.7.16
-//! and newer, and CRI-O 1.31 and newer. The crate hides their differences:
+//! and newer, and CRI-O 1.31 and newer. The crate hides the differences between these runtimes:
 //!
 //! - The crate subscribes only to events that the runtime knows. The runtime would refuse the
 //!   registration of a plugin that subscribes to an unknown event.
@@ -83,9 +83,10 @@
 //!   without a runtime.
 
 pub mod api {
-    //! The messages of the protocol. A generator made them from `nri.proto` and kept their names.
+    //! The messages of the protocol. A generator made these types from `nri.proto` and kept their
+    //! names.
     //!
-    //! All of them are [protobuf] messages: `Default` returns an empty message, and a
+    //! Each message works as in the crate [protobuf]: `Default` returns an empty message, and a
     //! `MessageField` may be unset.
 
     pub use crate::generated::nri::*;

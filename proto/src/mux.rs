@@ -11,14 +11,14 @@
 //!
 //! # Received frames
 //!
-//! A frame may have up to [`MAX_FRAME`] bytes. A frame may hold a part of a ttrpc message or
+//! A frame may have up to [`MAX_FRAME`] bytes. A frame may contain a part of a ttrpc message or
 //! several messages. A longer frame ends the trunk with [`Closed::Oversize`]. A frame for a
 //! connection that does not exist ends the trunk with [`Closed::UnknownConnection`].
 //!
 //! # Sent frames
 //!
 //! The Go side reads a frame with a single read into its current buffer. The Go side fails if a
-//! frame is larger than this buffer. The Go side also holds at most 256 unread frames per
+//! frame is larger than this buffer. The Go side also stores at most 256 unread frames per
 //! connection.
 //!
 //! The Go side's read buffer has 4096 bytes. Therefore this side sends a ttrpc message of at most
@@ -122,7 +122,7 @@ struct State {
 
 impl State {
     fn close(&self, reason: Closed) {
-        // Keep the first reason: later reasons are consequences of it.
+        // Keep the first reason: later reasons are consequences of the first reason.
         let _ = self.reason.set(reason);
         self.closed.cancel();
     }

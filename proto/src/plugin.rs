@@ -104,8 +104,7 @@ pub trait Plugin: Send + Sync + 'static {
     ///
     /// A refusal ends [`Stub::run`](crate::Stub::run) with
     /// [`Error::Configure`](crate::Error::Configure). The crate does not report the refusal to the
-    /// runtime, because a runtime with NRI 0.6.1 does not start if a launched plugin fails in this
-    /// call.
+    /// runtime. A runtime with NRI 0.6.1 would not start if a launched plugin failed in this call.
     fn configure(
         &self,
         configuration: Configuration,

@@ -45,7 +45,7 @@ use crate::stub::Identity;
 use crate::version::NriVersion;
 
 /// Maximum number of bytes of pods and containers in one part of a synchronisation. A ttrpc message
-/// holds at most 4 MiB.
+/// has at most 4 MiB.
 const SYNCHRONIZE_PART: u64 = 3 << 20;
 
 /// The properties of the simulated runtime.

@@ -160,7 +160,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         );
         let known = nri_version.unwrap_or(NriVersion(0, 0, 0)).events();
         if self.launched {
-            // Only the first connection carries the drop-in, so keep the first value.
+            // The runtime sends the drop-in file only over the first connection, so keep the first
+            // value.
             let _ = self.drop_in.set(request.config);
         }
         let configuration = Configuration {

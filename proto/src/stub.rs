@@ -171,8 +171,8 @@ impl Runtime {
     ///
     /// Success does not prove that the runtime applied all other updates. containerd does not
     /// report the failure of an update with `ignore_failure`. If an update without `ignore_failure`
-    /// fails, containerd fails the whole request and does not try the remaining updates. Read the
-    /// values from the kernel to verify them.
+    /// fails, containerd fails the whole request and does not try the remaining updates. To verify
+    /// the values, read them from the kernel.
     ///
     /// The function waits until the runtime replies, and the runtime first waits for events that it
     /// is processing. Drop the future to cancel. The runtime sends no plugin an UpdateContainer

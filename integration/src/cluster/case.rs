@@ -29,7 +29,7 @@ impl Cluster {
         static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
         support::begin().expect("the file of passed cases cannot be created");
         let _place = Place::for_cluster();
-        // A test that panicked may have left objects behind. `prepare` removes them.
+        // A test that panicked may have left objects behind. `prepare` removes such objects.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = Self::run(&mut shared, plimsoll, case);
         if !fleet::is_cluster_wanted() {

@@ -25,7 +25,7 @@ pub(crate) const ARCHIVE: &str = "/usr/share/node-images.tar";
 /// The media type of a manifest.
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// The busybox commands of the image with a shell. Each one is a symbolic link to busybox.
+/// The busybox commands of the image with a shell. Each command is a symbolic link to busybox.
 const APPLETS: &[&str] =
     &["sh", "cat", "echo", "grep", "id", "ls", "mount", "sleep", "stat", "test"];
 

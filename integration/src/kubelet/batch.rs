@@ -139,7 +139,7 @@ impl Kubelet<'_> {
     }
 }
 
-/// Resets a node to its state before the kubelet starts.
+/// Resets a node to the state before the start of the kubelet.
 ///
 /// The node then has the kubelet's configuration, but no pods, checkpoints or cgroups of pods.
 pub fn clear(node: &Node) -> Result<()> {

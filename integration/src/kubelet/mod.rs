@@ -16,7 +16,7 @@
 //! A test can switch off or replace each part.
 //!
 //! [`Kubelet::update_qos_classes`] writes the values that the kubelet writes every minute. The
-//! double does not write them by itself.
+//! double does not write these values by itself.
 
 mod batch;
 mod cgroups;

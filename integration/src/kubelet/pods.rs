@@ -63,7 +63,7 @@ impl Kubelet<'_> {
         Ok(())
     }
 
-    /// Resizes the memory of one container in place, in the kubelet's order.
+    /// Resizes the memory of one container in place, with the steps in the kubelet's order.
     ///
     /// If the runtime's update fails, this function returns the error and omits the later steps, as
     /// the kubelet does.

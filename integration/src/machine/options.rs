@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub(super) enum Lifetime {
     /// At most as long as this process.
     Process,
-    /// Until the user ends it.
+    /// Until the user ends the node.
     Kept,
 }
 

@@ -17,7 +17,7 @@ pub fn until_synchronised(node: &Node, script: &str) -> Result<()> {
 
 /// Returns the external plugin's messages without the first `skip` messages.
 ///
-/// The journal of a node contains the messages of earlier cases, so a case skips them.
+/// The journal of a node contains the messages of earlier cases, so a case skips these messages.
 pub fn journal(node: &Node, skip: usize) -> Result<Vec<String>> {
     let output = node.run("journalctl --unit plimsoll --output cat")?.stdout;
     Ok(output.lines().skip(skip).map(str::to_owned).collect())

@@ -53,7 +53,7 @@ pub fn prepare() -> Result<()> {
     NRI_TEST.obtain().map(|_| ())
 }
 
-/// Copies the plugins to a node. Builds them first if they are not in the cache.
+/// Copies the plugins to a node. Builds the plugins first if they are not in the cache.
 pub fn put_plugins(node: &Node) -> Result<()> {
     let built = plugins()?;
     PLUGINS.iter().try_for_each(|name| put(node, built.join(name)))

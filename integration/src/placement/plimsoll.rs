@@ -28,7 +28,7 @@ const UNIT_TEXT: &str = include_str!("../../../deploy/plimsoll.service");
 /// The placement of the plugin, which determines whether the runtime or systemd starts the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// The runtime starts the plugin from its plugin directory.
+    /// The runtime starts the plugin from the runtime's plugin directory.
     Launched,
     /// systemd starts the plugin as a service.
     External,
@@ -87,7 +87,7 @@ pub fn configure(node: &Node, config: &str) -> Result<()> {
         .context("changing the configuration")
 }
 
-/// Removes the plugin and its state from the node, if it is installed.
+/// If the plugin is installed, removes the plugin and its state from the node.
 pub fn remove(node: &Node) -> Result<()> {
     node.run(&format!(
         "if [ -e {UNIT} ]; then
@@ -119,7 +119,7 @@ pub fn restart_runtime(node: &Node) -> Result<()> {
         .context("restarting the runtime")
 }
 
-/// Switches a runtime that has one cgroup driver at a time to this driver.
+/// Changes the cgroup driver of a runtime that has only one driver at a time.
 ///
 /// The node must not have pods.
 pub fn switch_driver(node: &Node, driver: Driver) -> Result<()> {

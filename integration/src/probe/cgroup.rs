@@ -155,7 +155,7 @@ pub struct Settled {
     /// all files.
     ///
     /// The shell pauses for 5 ms between checks. A busy host slows down the checks together with
-    /// the node, so the number of checks depends less on the host's load than the time does.
+    /// the node. Therefore the number of checks depends less on the host's load than the time does.
     pub looks: u64,
 }
 

@@ -109,8 +109,8 @@ impl<'n> Recorder<'n> {
 
 /// Parses a line of the script.
 ///
-/// The line has the time, the kills and the pod's memory.max. Then follow three values of the
-/// container, or `-`.
+/// The line has the time, the kills and the pod's memory.max. The rest of the line is three values
+/// of the container, or `-`.
 fn parse(line: &str) -> Result<Sample> {
     let read = |word: &str| match word {
         "-" => Ok(None),
@@ -133,7 +133,7 @@ fn parse(line: &str) -> Result<Sample> {
 }
 
 /// Returns the times of OOM kills in the pod: for each kill the time of the first sample that
-/// counts it.
+/// includes the kill.
 ///
 /// Increases in consecutive samples count as one kill. If the kernel kills a whole container, the
 /// kernel counts the container's processes one after another.

@@ -132,7 +132,8 @@ pub(crate) struct Build<'a> {
 impl Build<'_> {
     /// Builds the packages of the module in the directory `source`.
     ///
-    /// `output` is the path of the program, or of a directory if it ends with a slash.
+    /// `output` is the path of the program. A path that ends with a slash is a directory for the
+    /// programs.
     pub(crate) fn run(&self, source: &Path, output: &Path) -> Result<()> {
         let mut command = Command::new("go");
         command.current_dir(source).env(ENVIRONMENT.0, ENVIRONMENT.1);

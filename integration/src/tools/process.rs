@@ -1,4 +1,4 @@
-//! Child processes that end with the thread that started them, and free ports for them.
+//! Child processes that end with the thread that started them, and free ports for these processes.
 
 use std::fs::{self, File};
 use std::net::TcpListener;

@@ -85,8 +85,8 @@ fn values(node: &Node, pod: &Pod) -> Result<Vec<Memory>> {
     cgroup::memory(node, &cgroup::chain(&pod.container("app")?.cgroup))
 }
 
-/// Waits until memory.min of the pod's container is the request. The plugin reconciles containers
-/// that already ran only after it has become ready.
+/// Waits until memory.min of the pod's container is the request. The plugin reconciles the
+/// containers that already ran. This work begins only after the plugin has become ready.
 fn protected(node: &Node, pod: &Pod) -> Result<()> {
     let expected = [Expected::new(&pod.container("app")?.cgroup, "memory.min", 32 * MIB)];
     cgroup::settle(node, "", &expected, Duration::from_millis(200), Duration::from_secs(60))

@@ -209,7 +209,7 @@ mod plimsoll {
             // The kubelet itself refuses a limit below the usage and does not ask the runtime.
             resize(cluster, "stress", "120Mi");
             until_refused(cluster, "stress", "below current usage");
-            // The kubelet accepts a limit slightly above the usage, but Plimsoll refuses it.
+            // The kubelet accepts a limit slightly above the usage, but Plimsoll refuses the limit.
             resize(cluster, "stress", &format!("{tight}Mi"));
             until_refused(cluster, "stress", "plimsoll");
             let kubelets = event(cluster, "stress", "ResizeError", "plimsoll");
@@ -320,7 +320,7 @@ mod more {
             Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
                 let path = format!("{}/manifests/hungry.yaml", env!("CARGO_MANIFEST_DIR"));
                 cluster.kubectl(&["apply", "-f", &path]).unwrap();
-                // After its second restart the container is down for 20 seconds.
+                // After the second restart the container is down for 20 seconds.
                 let state = "jsonpath={.status.containerStatuses[0]['restartCount', 'state.terminated.reason', 'state.waiting.reason']}{\"\\n\"}";
                 let is_down =
                     |line: &str| ["2 OOMKilled", "2 CrashLoopBackOff"].contains(&line.trim_end());

@@ -102,8 +102,8 @@ fn every_class_gets_its_values(node: &Node, driver: Driver) -> Result<()> {
         "Guaranteed"
     );
 
-    // The request is not a multiple of the page size. memory.min holds whole pages, but the runtime
-    // stores the exact request.
+    // The request is not a multiple of the page size. memory.min is rounded to whole pages, but the
+    // runtime stores the exact request.
     let request = 33_333_333;
     let burstable = kubelet
         .run_pod(PodSpec::new("burstable").container(app().request(request).limit(96 * MIB)))?;

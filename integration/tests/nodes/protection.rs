@@ -256,7 +256,7 @@ fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Re
         allocatable > 300 * MIB && allocatable < 256 * MIB + first + second,
         "allocatable is {allocatable}"
     );
-    // The plugin protects the whole request of the Guaranteed pod. The file of each container holds
+    // The plugin protects the whole request of the Guaranteed pod. memory.min of each container is
     // the container's whole request.
     let exact = [
         Expected::new(&pods[0].cgroup, "memory.min", 256 * MIB),

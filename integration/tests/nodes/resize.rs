@@ -1,5 +1,5 @@
 //! Tests of in-place resizes on real nodes: limit increases, limit decreases, and containers whose
-//! usage changes meanwhile.
+//! usage changes during a resize.
 //!
 //! The control group in `control.rs` shows that these scenarios end differently without the plugin.
 

@@ -1,5 +1,5 @@
 //! Configurations, manifests and dependencies that the documents show. The programs that read these
-//! texts must accept them.
+//! texts must accept the texts.
 
 use crate::blocks::{self, Kind};
 use crate::sandbox::Sandbox;

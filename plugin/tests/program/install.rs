@@ -217,8 +217,8 @@ impl Node {
         }
     }
 
-    /// Returns all files with their content, the running program, and whether the NRI socket is
-    /// served.
+    /// Returns all files with their content, the running program, and whether a server listens at
+    /// the NRI socket.
     fn state(&self) -> (BTreeMap<PathBuf, String>, Option<String>, bool) {
         let entries = walkdir::WalkDir::new(self.host()).into_iter().map(Result::unwrap);
         let entries = entries.filter(|entry| {
@@ -583,7 +583,7 @@ fn each_step_may_fail(prepare: impl Fn() -> Node, plan_of: impl Fn(&Node) -> Pla
         for is_done in [false, true] {
             let mut node = prepare();
             let plan = plan_of(&node);
-            // Only a command can fail after it took effect. A failed action on files undoes its own
+            // Only a command can fail after its effect. A failed action on files undoes its own
             // changes.
             if is_done && !matches!(plan.steps[at].action, Action::Systemctl(_)) {
                 continue;

@@ -1,5 +1,5 @@
-//! Tests of OOM kills: the plugin reports and counts them. With `oomRescue`, the plugin raises the
-//! limit of a container that is OOM-killed repeatedly.
+//! Tests of OOM kills: the plugin reports and counts the kills. With `oomRescue`, the plugin raises
+//! the limit of a container that is OOM-killed repeatedly.
 
 use std::fs;
 
@@ -97,7 +97,7 @@ async fn run(runtime: &Runtime, pod: &Pod, limit: i64) {
 
 /// Creates and starts the next container of the same name with a new ID, as the kubelet does after
 /// a kill. The user asks for `limit`. Returns the memory limits that the plugin sets instead, or
-/// `None` if it sets none.
+/// `None` if the plugin sets no limit.
 async fn again(runtime: &Runtime, pod: &mut Pod, limit: i64) -> Option<LinuxMemory> {
     let _ = fs::remove_dir_all(runtime.cgroup(pod));
     runtime.stop(pod).await;
@@ -442,8 +442,8 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
     run(&runtime, &pod, 100 * MIB).await;
     count_up(&runtime, &pod, 1, 0);
     counts(&node, "b", 1).await;
-    // The plugin cannot read the pod's `memory.events`. Only the container's file shows a kill
-    // meanwhile. This kill must count once the plugin can read the pod's file.
+    // The plugin cannot read the pod's `memory.events`. During this time, only the container's file
+    // shows a kill. This kill must count once the plugin can read the pod's file.
     let events = runtime.cgroup(&pod).parent().unwrap().join("memory.events");
     let away = events.with_extension("away");
     fs::rename(&events, &away).unwrap();

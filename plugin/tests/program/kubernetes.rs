@@ -2,8 +2,8 @@
 //! API server validates the objects.
 //!
 //! The usual validators (kubeconform, kubeval) take their schemas from repositories that no package
-//! registry has. An API server contains the schemas itself. With strict validation it also refuses
-//! unknown fields.
+//! registry has. An API server contains the schemas itself. With strict validation an API server
+//! also refuses unknown fields.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -174,7 +174,7 @@ async fn api_server() -> (ApiServer, Client) {
     let ready = async {
         loop {
             let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(ADMINISTRATOR)).unwrap();
-            // This fails until the server has written its certificate.
+            // The configuration is invalid until the server has written its certificate.
             if let Ok(config) =
                 ClientConfig::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                     .await

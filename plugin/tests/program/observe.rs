@@ -70,8 +70,8 @@ struct Adjusted {
 }
 
 impl Adjusted {
-    /// Returns the expected changes of a plugin that does nothing. The files then hold the values
-    /// of the other programs.
+    /// Returns the expected changes of a plugin that does nothing. The files then contain the
+    /// values of the other programs.
     fn nothing() -> Self {
         Self {
             files: vec!["4096".to_owned(), "8192".to_owned(), "max".to_owned()],
@@ -184,9 +184,9 @@ fn foreign(pod: &Pod) -> [(String, &'static str, &'static str); 3] {
     ]
 }
 
-/// Creates and throttles a container, and requests a limit decrease and a limit increase. Then
-/// changes the container's cgroups as other programs do, and counts kills. Returns the plugin's
-/// changes.
+/// Creates and throttles a container, and requests a limit decrease and a limit increase. After
+/// that, changes the container's cgroups as other programs do, and sets kill counts. Returns the
+/// plugin's changes.
 async fn everything(
     node: &Node,
     daemon: &mut Daemon,
@@ -400,7 +400,7 @@ async fn status_shows_what_would_be() {
     }
 }
 
-/// Runs a pod, and waits until kubepods holds the pod's protection.
+/// Runs a pod, and waits until memory.min of kubepods includes the pod's request.
 async fn run_pod(runtime: &Runtime) -> Pod {
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
@@ -456,8 +456,8 @@ async fn switching_to_observe_restores_first() {
     // The plugin restores the container's files at once, without waiting for a quiet runtime.
     runtime.holds(&container, "memory.high", "max").await;
     runtime.holds(&container, "memory.min", 0).await;
-    // The runtime also gets the restored values, because it would otherwise set its stored values
-    // again.
+    // The runtime also gets the restored values, because the runtime would otherwise set its stored
+    // values again.
     let asked = runtime.serve_update(&[&pod]).await;
     assert_eq!(asked[&pod.container.id]["memory.min"], "0");
     assert_eq!(asked[&pod.container.id]["memory.high"], "max");
@@ -683,8 +683,8 @@ async fn repairs_through_the_runtime_apply_the_brake() {
     let pod = run_pod(&runtime).await;
     daemon.says("verified").await;
     let container = cgroup(&pod);
-    // The plugin writes the first repair to the file itself. For the second repair, it sends a
-    // request to the runtime.
+    // The plugin writes the first repair to the file itself. For the second repair, the plugin
+    // sends a request to the runtime.
     runtime.set_file(&container, "memory.min", "4096");
     runtime.holds(&container, "memory.min", 64 * MIB).await;
     daemon.says("repaired").await;
@@ -738,7 +738,7 @@ async fn a_brake_that_was_reset_is_applied_again() {
     // until then.
     daemon.says("verified").await;
     // The operator resets the brake while `plimsoll restore` is in force. The plugin is stopped, so
-    // that it sees both removed files as one change.
+    // that the plugin sees both removed files as one change.
     let [restored, brake] =
         ["restored", "brake"].map(|mark| node.path("host/run/plimsoll").join(mark));
     fs::write(&restored, "").unwrap();

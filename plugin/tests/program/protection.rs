@@ -1,4 +1,5 @@
-//! Tests of the cgroups above containers: the plugin sets, repairs and restores their values.
+//! Tests of the cgroups above containers: the plugin sets, repairs and restores the values of these
+//! cgroups.
 
 use std::collections::HashMap;
 use std::fs;
@@ -488,7 +489,7 @@ async fn reserved_cgroups_are_protected_and_pods_are_not_promised_the_same_memor
 async fn what_is_written_and_protects_nothing_is_reported() {
     let (node, mut daemon, runtime) = start().await;
     let mut pod = Pod::new("guaranteed", "g", 200 * MIB);
-    // The cgroups above kubepods belong to the operator, so the plugin does not set them.
+    // The cgroups above kubepods belong to the operator, so the plugin does not set values there.
     let parent = format!("/outer{}", pod.sandbox.linux.cgroup_parent);
     pod.linux().cgroups_path = format!("{parent}/{}", pod.container.id);
     pod.sandbox.linux.as_mut().unwrap().cgroup_parent = parent;
@@ -502,8 +503,8 @@ async fn what_is_written_and_protects_nothing_is_reported() {
     assert!(line.contains("cgroup=/outer/inner ") && !line.contains("pod="), "{line}");
     let line = daemon.says("the protection of the cgroup has no effect").await;
     assert!(line.contains("container=\"app\"") && line.contains("effective_min=\"0\""), "{line}");
-    // Once the cgroup above has enough protection, the values take effect. The plugin then logs at
-    // debug level instead of a warning.
+    // Once the cgroup above has enough protection, the values take effect. The plugin then logs a
+    // debug message instead of a warning.
     runtime.set_file("outer", "memory.min", &(300 * MIB).to_string());
     node.replace("plimsoll.yaml", &format!("{config}logLevel: debug\n"));
     daemon.says("standing=protected").await;
@@ -670,7 +671,7 @@ async fn restore_takes_back_what_a_running_plugin_set_and_undo_brings_it_again()
     runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
 }
 
-/// Runs a pod, and waits until it has its desired values.
+/// Runs a pod, and waits until the pod has its desired values.
 async fn run(runtime: &Runtime, daemon: &mut Daemon, pod: &Pod) {
     runtime.make_cgroup(pod);
     runtime.run(pod).await;
@@ -882,7 +883,7 @@ async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
     let [from, to] = [format!("{}/id-b", outside.cgroup()), "elsewhere".to_owned()]
         .map(|path| runtime.path(&path));
     fs::rename(&from, &to).unwrap();
-    // All other cgroups already hold their original values.
+    // All other cgroups already have their original values.
     for cgroup in [
         KUBEPODS,
         "kubepods/burstable",
@@ -1232,8 +1233,8 @@ async fn a_line_for_pods_that_does_not_stay_is_reported_and_left() {
     pods_use(&runtime, 100 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
     // The loop has no fixed number of rounds, because the plugin does not count every write as a
-    // conflict. The plugin may find another program's write when it reads back its own value. A
-    // write that the plugin finds this way does not count.
+    // conflict. The plugin may find another program's write when it reads back the value that it
+    // has written. A write that the plugin finds this way does not count.
     let fight = async {
         loop {
             runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;

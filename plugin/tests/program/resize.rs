@@ -51,7 +51,7 @@ async fn a_limit_that_was_raised_while_the_container_was_down_reaches_its_pod_be
     runtime.set_file(&hungry.cgroup(), "memory.max", &(100 * MIB).to_string());
     runtime.set_file(&hungry.cgroup(), "cpu.max", "10000 100000\n");
     runtime.run(&hungry).await;
-    // The kernel kills the container. The kubelet creates its successor with another ID and a
+    // The kernel kills the container. The kubelet creates the next container with another ID and a
     // higher limit, but does not raise the limit of the pod's cgroup.
     fs::remove_dir_all(runtime.cgroup(&hungry)).unwrap();
     let mut again = beside(&hungry, "again", 0);
@@ -416,7 +416,7 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
     ask(0, 122 * MIB).await.unwrap_err();
     ask(0, 123 * MIB).await.unwrap();
     // After the second container has ended, no margin is needed. The plugin notices the end even if
-    // the runtime does not report it.
+    // the runtime does not report the end.
     fs::remove_dir_all(runtime.cgroup(&side)).unwrap();
     ask(0, 118 * MIB).await.unwrap();
 }
@@ -607,7 +607,7 @@ async fn a_limit_of_swap_is_asked_for_with_every_update() {
     let pod = runs(&runtime, &mut daemon).await;
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     assert_eq!(cut(&runtime, &pod, 300 * MIB).await.unwrap()["memory.swap.max"], "0");
-    // The plugin omits the swap limit if the kubelet sets one.
+    // The plugin omits the swap limit if the kubelet sets a swap limit.
     let mut resources = memory_limit(300 * MIB);
     resources.unified.insert("memory.swap.max".into(), "4096".into());
     assert!(!runtime.update(&pod, resources).await.contains_key("memory.swap.max"));
@@ -640,8 +640,8 @@ async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_mad
         let line = daemon.says("the runtime reported a successful resize").await;
         assert!(line.contains(knob) && line.contains(&format!("desired={desired} ")), "{line}");
     }
-    // The plugin requests the `memory.high` for the limit in force from the runtime. The runtime
-    // stores the value.
+    // The plugin requests from the runtime the `memory.high` that belongs to the container's
+    // current limit. The runtime stores the value.
     let asked = runtime.serve_update(&[&pod]).await;
     let high: i64 = asked[&pod.container.id]["memory.high"].parse().unwrap();
     assert!(high > 200 * MIB, "{high}");
@@ -892,9 +892,8 @@ async fn a_debug_container_does_not_block_a_raise() {
 }
 
 /// The plugin has a different proof for each raised pod. For the first pod, the limits in the
-/// checkpoints added up to the pod's limit in force. This proof is still valid after a
-/// reconnection. For the second pod, the limits in the checkpoints add up to the pod's limit at its
-/// creation.
+/// checkpoints added up to the pod's current limit. This proof is still valid after a reconnection.
+/// For the second pod, the limits in the checkpoints add up to the pod's limit at its creation.
 #[tokio::test]
 async fn a_pod_whose_limit_is_known_to_be_the_sum_is_raised() {
     let (node, _daemon, runtime) = start().await;
@@ -967,7 +966,7 @@ async fn deferring(deadline: &str) -> (Node, Daemon, Runtime, Pod) {
 }
 
 /// Asks for a memory limit and an equal swap limit. Returns the memory and swap limits that the
-/// plugin sets instead, or 0 where it sets none.
+/// plugin sets instead, or 0 for a limit that the plugin does not set.
 async fn limits(runtime: &Runtime, pod: &Pod, limit: i64) -> (i64, i64) {
     let mut resources = memory_limit(limit);
     resources.memory.as_mut().unwrap().swap =
@@ -1225,17 +1224,17 @@ async fn only_replaced_defaults_may_be_passed_over() {
     // The reply replaces a default and has no other required part, so the plugin allows the runtime
     // to ignore a failure.
     assert_eq!(parts(300 * MIB, &[("memory.high", "max")]).await, [(true, None, all.clone())]);
-    // The swap limit and the limit in force of a deferred decrease are required. Both values are in
-    // a separate update. The plugin must not allow the runtime to ignore the failure of this
-    // update.
+    // For a deferred decrease, the swap limit and the current memory limit are required. Both
+    // values are in a separate update. The plugin must not allow the runtime to ignore the failure
+    // of this update.
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     let deferred = parts(100 * MIB, &[("memory.high", "max")]).await;
     assert_eq!(deferred, [(false, Some(250 * MIB), keys(&["memory.swap.max"])), (true, None, all)]);
     daemon.says("deferred a limit decrease").await;
 }
 
-/// A lease on a file. While the test holds the lease, any open of the file for writing waits in the
-/// kernel.
+/// A lease on a file. While the test holds the lease, any other process that opens the file for
+/// writing waits in the kernel.
 struct Lease(std::fs::File);
 
 impl Lease {

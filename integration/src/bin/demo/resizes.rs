@@ -14,7 +14,7 @@ use integration::stories;
 /// outcomes.
 ///
 /// Without the plugin no outcome counts as wrong. The function does not remove the pods, because
-/// they end with the node.
+/// the pods end with the node.
 pub(crate) fn resizes(
     node: &Node,
     kubelet: &mut Kubelet<'_>,

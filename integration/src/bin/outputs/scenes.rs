@@ -1,4 +1,4 @@
-//! The commands whose output the documents show, and the state of the node before each of them.
+//! The commands whose output the documents show, and the state of the node before each command.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Runs commands on a node as a user types them, and records their output.
+//! Runs commands on a node as a user types the commands, and returns their output.
 
 use std::fmt::Write as _;
 
@@ -32,7 +32,7 @@ impl<'s> Step<'s> {
     }
 }
 
-/// Runs commands on the node and returns them with their output.
+/// Runs commands on the node and returns the commands with their outputs.
 ///
 /// Each pair in `names` is a value and its name in documents, such as a container's ID and
 /// `CONTAINER`. The commands contain the names. Before the node runs a command, the function

@@ -1,7 +1,7 @@
 //! Removes the differences between the outputs of two runs.
 //!
-//! Identifiers, times and amounts of used memory differ from run to run. This module replaces them
-//! by stable values. All other text stays as a program printed it.
+//! Identifiers, times and amounts of used memory differ from run to run. This module replaces each
+//! of these texts by a stable value. All other text stays as a program printed it.
 
 use anyhow::{Context, Result};
 
