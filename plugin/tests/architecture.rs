@@ -16,8 +16,8 @@ use walkdir::WalkDir;
 struct Crate {
     /// Folder of the sources, relative to the repository.
     sources: &'static str,
-    /// Modules directly below the crate's root, lowest first. Each may import only modules before
-    /// it.
+    /// Modules directly below the crate's root, lowest first. A module may import only the modules
+    /// that precede it in this list.
     order: &'static [&'static str],
 }
 
@@ -48,13 +48,13 @@ const CRATES: [Crate; 3] = [
     },
 ];
 
-/// Highest number of lines of a file without its tests.
+/// Maximum number of lines of a file without its tests.
 const MOST_LINES: usize = 500;
-/// Highest median of these numbers.
+/// Maximum median of the files' numbers of lines.
 const MEDIAN_LINES: usize = 200;
-/// Highest number of lines of a function.
+/// Maximum number of lines of a function.
 const MOST_LINES_OF_A_FUNCTION: usize = 60;
-/// Highest number of columns of a line.
+/// Maximum number of columns of a line.
 const MOST_COLUMNS: usize = 100;
 
 fn repository() -> PathBuf {
@@ -67,7 +67,7 @@ struct Source {
     path: String,
     /// Names of the modules from the crate's root to this file.
     module: Vec<String>,
-    /// Numbers and texts of the lines.
+    /// The number and the text of each line.
     lines: Vec<(usize, String)>,
 }
 
@@ -108,8 +108,8 @@ fn module(path: &str) -> Vec<String> {
     parts
 }
 
-/// Returns the lines of a file without items for tests. Adds the modules that only tests use to
-/// `test_files`.
+/// Returns the lines of a file, but not the lines of items for tests. Adds to `test_files` the
+/// modules that only tests use.
 fn without_tests(
     text: &str,
     module: &[String],
@@ -138,7 +138,7 @@ fn without_tests(
     kept
 }
 
-/// An import: the line, and the modules of the path.
+/// An import: the number of its line, and the modules of its path.
 type Import = (usize, Vec<String>);
 
 /// Returns the paths within the crate that a file uses.
@@ -170,7 +170,7 @@ fn imports(source: &Source) -> Vec<Import> {
     imports
 }
 
-/// Returns the paths of a tree such as `a::{b, c::{d, e}}`.
+/// Returns the paths in an import tree such as `a::{b, c::{d, e}}`.
 fn paths(tree: &str) -> Vec<Vec<String>> {
     let names = |path: &str| -> Vec<String> {
         let names = path.split("::").map(str::trim).filter(|name| !name.is_empty());
@@ -217,7 +217,7 @@ fn paths_in_code(code: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// Files of a crate. Each file has its imports, with the line of each import.
+/// The files of a crate, each with its imports.
 struct Graph {
     files: BTreeMap<Vec<String>, String>,
     edges: BTreeMap<Vec<String>, BTreeMap<Vec<String>, usize>>,
@@ -235,7 +235,7 @@ impl Graph {
                     "self" => source.module.clone(),
                     _ => {
                         let above = path.iter().take_while(|name| *name == "super").count();
-                        // A macro's path counts from the place of its use.
+                        // A relative path in a macro starts at the module that uses the macro.
                         let Some(depth) = source.module.len().checked_sub(above) else { continue };
                         source.module[..depth].to_vec()
                     }
@@ -356,7 +356,7 @@ fn files_functions_and_lines_are_short() {
     assert!(wrong.is_empty(), "{limits}\n{}", wrong.join("\n"));
 }
 
-/// Returns the first lines and the lengths of functions that are too long.
+/// Returns the first line and the length of each function that is too long.
 fn long_functions(source: &Source) -> Vec<(usize, usize)> {
     let starts = source.lines.iter().enumerate().filter(|(_, (_, line))| is_function(line));
     let long = starts.filter_map(|(at, (number, line))| {
@@ -374,7 +374,7 @@ fn long_functions(source: &Source) -> Vec<(usize, usize)> {
     long.collect()
 }
 
-/// Returns whether the line is the first one of a function.
+/// Returns whether the line is the first line of a function.
 fn is_function(line: &str) -> bool {
     let mut code = line.trim_start();
     let qualifiers = ["pub ", "pub(crate) ", "pub(super) ", "const ", "async ", "unsafe "];

@@ -1,4 +1,4 @@
-//! Tests of the specification: numbers of promises, and the tests that hold them.
+//! Tests of the specification: the numbers of the promises, and the tests that the promises name.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ fn specification() -> String {
 /// A list item of a document.
 #[derive(Default)]
 struct Item {
-    /// The heading of the second level above the item. Empty for an item above the first heading.
+    /// The second-level heading above the item. Empty for an item above the first heading.
     section: String,
     /// The first bold words of the item.
     name: String,
@@ -32,9 +32,10 @@ struct Item {
 /// Returns the list items of a document.
 fn items(text: &str) -> Vec<Item> {
     let mut items = Vec::<Item>::new();
-    // Text and destination of the open link, and the words of the latest heading or bold text.
+    // Text and destination of the link that has not ended yet, and the words of the latest heading
+    // or bold text.
     let (mut link, mut words) = (None, String::new());
-    // The current section, and the indices of the open items, outermost first.
+    // The current section, and the indices of the items that have not ended yet, outermost first.
     let (mut section, mut open) = (String::new(), Vec::<usize>::new());
     for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
         match event {

@@ -43,14 +43,15 @@ bitflags! {
         const STOP_CONTAINER = bit(Event::STOP_CONTAINER);
         /// The runtime has removed a container.
         const REMOVE_CONTAINER = bit(Event::REMOVE_CONTAINER);
-        /// The runtime is about to change the resources of a pod. Needs NRI 0.9.1 or newer.
+        /// The runtime is about to change the resources of a pod. This event needs NRI 0.9.1 or
+        /// newer.
         const UPDATE_POD_SANDBOX = bit(Event::UPDATE_POD_SANDBOX);
-        /// The runtime has changed the resources of a pod. Needs NRI 0.9.1 or newer.
+        /// The runtime has changed the resources of a pod. This event needs NRI 0.9.1 or newer.
         const POST_UPDATE_POD_SANDBOX = bit(Event::POST_UPDATE_POD_SANDBOX);
-        /// The runtime asks plugins to validate the combined adjustments of all plugins. Needs NRI 0.10
-        /// or newer.
+        /// The runtime asks plugins to validate the combined adjustments of all plugins. This event
+        /// needs NRI 0.10 or newer.
         const VALIDATE_CONTAINER_ADJUSTMENT = bit(Event::VALIDATE_CONTAINER_ADJUSTMENT);
-        // A runtime may know newer events.
+        // Allow unknown bits, because a runtime may know newer events.
         const _ = !0;
     }
 }
@@ -59,7 +60,7 @@ const fn bit(event: Event) -> i32 {
     1 << (event as i32 - 1)
 }
 
-/// Returns the name of an event in the protocol, for example `CreateContainer` for the flag
+/// Returns the protocol's name of an event, for example `CreateContainer` for the flag
 /// `CREATE_CONTAINER`.
 fn protocol_name(flag: &str) -> impl Iterator<Item = char> {
     flag.split('_').flat_map(|word| {
@@ -68,7 +69,7 @@ fn protocol_name(flag: &str) -> impl Iterator<Item = char> {
 }
 
 impl EventMask {
-    /// Returns the set of the first `count` events, by number.
+    /// Returns the set of the `count` events with the lowest numbers.
     pub(crate) const fn first(count: u32) -> Self {
         Self::from_bits_retain(((1_u32 << count) - 1) as i32)
     }

@@ -16,20 +16,21 @@ use rustix::process::{PidfdFlags, getppid, pidfd_open};
 
 use crate::stub::Identity;
 
-/// Environment variable with the number of the file descriptor of the connected socket.
+/// Environment variable that contains the number of the connected socket's file descriptor.
 const SOCKET: &str = "NRI_PLUGIN_SOCKET";
-/// Environment variable with the name of the plugin.
+/// Environment variable that contains the name of the plugin.
 const NAME: &str = "NRI_PLUGIN_NAME";
-/// Environment variable with the index of the plugin.
+/// Environment variable that contains the index of the plugin.
 const INDEX: &str = "NRI_PLUGIN_IDX";
-/// Environment variable with the number of a pidfd of the runtime's process, or -1. Not part of
-/// NRI: [`Launched::detach`] and [`Successor::exec`] set it.
+/// Environment variable that contains the number of a pidfd of the runtime's process, or -1. NRI
+/// does not define this variable: [`Launched::detach`] and [`Successor::exec`] set it.
 const RUNTIME: &str = "NRI_PLUGIN_RUNTIME_PIDFD";
 
 /// The connection and identity that a runtime gives to a plugin that it launches.
 #[derive(Debug)]
 pub struct Launched {
-    /// `None` in a program started by [`Successor::exec`], which makes its own connection.
+    /// The connection that the runtime passed. `None` in a program that [`Successor::exec`] has
+    /// started, because this program makes its own connection.
     pub(crate) connection: Option<OwnedFd>,
     pub(crate) identity: Identity,
     /// A pidfd of the runtime's process. `None` if the process cannot be watched. The pidfd becomes
@@ -39,7 +40,7 @@ pub struct Launched {
 }
 
 /// The data that a launched plugin needs to continue as another program. A runtime never launches a
-/// plugin a second time.
+/// plugin a second time, so the plugin itself must start the other program.
 #[derive(Debug)]
 pub struct Successor {
     identity: Identity,
@@ -49,9 +50,9 @@ pub struct Successor {
 impl Successor {
     /// Replaces the program of this process by `command`. Returns only after a failure.
     ///
-    /// [`Launched::from_env`] shows the new program that a runtime launched it. The new program
-    /// connects to the runtime's socket like an external plugin, but still ends when the runtime
-    /// ends.
+    /// In the new program, [`Launched::from_env`] reports that a runtime launched the plugin. The
+    /// new program connects to the runtime's socket like an external plugin, but still ends when
+    /// the runtime ends.
     ///
     /// The current program does not continue, so call this function last.
     pub fn exec(self, command: &mut Command) -> io::Error {
@@ -86,7 +87,7 @@ impl Launched {
     /// Reads the environment that a runtime gives to a plugin. Returns `None` if no runtime
     /// launched this process.
     ///
-    /// A [`Successor`] has no connection.
+    /// In a program that [`Successor::exec`] has started, the returned value has no connection.
     ///
     /// # Errors
     ///
@@ -95,9 +96,9 @@ impl Launched {
     ///
     /// # Safety
     ///
-    /// The function takes ownership of the file descriptors that the environment names. So no other
-    /// code of the process may own them. Call the function once, at the start of `main`, and set
-    /// neither variable in this process.
+    /// The function takes ownership of the file descriptors that the environment names, so no other
+    /// code of the process may own them. Call the function once, at the start of `main`. Do not set
+    /// `NRI_PLUGIN_SOCKET` or `NRI_PLUGIN_RUNTIME_PIDFD` in this process.
     #[allow(unsafe_code)]
     pub unsafe fn from_env() -> Result<Option<Self>, LaunchError> {
         let connection = match std::env::var_os(SOCKET) {
@@ -122,12 +123,12 @@ impl Launched {
     }
 
     /// Returns whether the plugin has the connection over which the runtime sends the
-    /// configuration. A [`Successor`] does not have this connection.
+    /// configuration. A program that [`Successor::exec`] has started does not have this connection.
     pub fn is_connected(&self) -> bool {
         self.connection.is_some()
     }
 
-    /// Returns the data to continue as another program later.
+    /// Returns the data with which the plugin can continue as another program later.
     ///
     /// # Errors
     ///
@@ -142,12 +143,12 @@ impl Launched {
     ///
     /// Since NRI 0.7, a runtime that drops a plugin also kills the launched process. The runtime
     /// never launches the plugin again. One late reply is enough for the runtime to drop the
-    /// plugin. So the plugin runs in a second process. The runtime knows only the first process,
-    /// which waits for the second process.
+    /// plugin. Therefore the plugin runs in a second process. The runtime knows only the first
+    /// process, which waits for the second process.
     ///
     /// Returns `Ok` in the second process, or if no second process can be started. Returns `Err` in
-    /// the first process once the second process has ended. The error is the status of the second
-    /// process, with which the first process should exit.
+    /// the first process once the second process has ended. The error is the exit status of the
+    /// second process. The first process should exit with the same status.
     ///
     /// Call this function before the process starts any thread.
     pub fn detach(self) -> Result<Self, ExitStatus> {
@@ -161,7 +162,8 @@ impl Launched {
                 fcntl_setfd(connection, FdFlags::empty())?;
                 command.env(SOCKET, connection.as_raw_fd().to_string());
             }
-            // -1 is not a valid descriptor. The presence of this variable marks the second process.
+            // -1 is not a valid descriptor, but the presence of the variable marks the second
+            // process.
             let mut pidfd = -1;
             if let Some(runtime) = &self.runtime {
                 fcntl_setfd(runtime, FdFlags::empty())?;
@@ -171,7 +173,7 @@ impl Launched {
         };
         let Ok(mut child) = spawn() else {
             // Continue in the first process, which the runtime may kill. Without an answer from the
-            // plugin, NRI 0.6.1 would not start.
+            // plugin, a runtime with NRI 0.6.1 would not start.
             return Ok(self);
         };
         // If this process kept the connection open, the runtime would not notice the end of the

@@ -1,8 +1,8 @@
 //! A library for plugins of the Node Resource Interface (NRI) of containerd and CRI-O.
 //!
 //! A runtime sends a plugin every event of a pod or container. When the runtime creates or updates
-//! a container, the plugin may change its resources, mounts and environment. This crate implements
-//! the protocol: a plugin implements [`Plugin`] and runs in a [`Stub`].
+//! a container, the plugin may change the container's resources, mounts and environment. This crate
+//! implements the protocol: a plugin implements [`Plugin`] and runs in a [`Stub`].
 //!
 //! ```no_run
 //! use nri::api::{Container, ContainerAdjustment, PodSandbox};
@@ -47,21 +47,22 @@
 //!
 //! - *External*: the user starts a process, which connects to the runtime's socket
 //!   ([`DEFAULT_SOCKET`]).
-//! - *Launched*: the runtime starts the plugin from its plugin directory and passes a connection to
-//!   it ([`Launched`]).
+//! - *Launched*: the runtime starts the plugin from the runtime's plugin directory and passes the
+//!   plugin a connection ([`Launched`]).
 //!
 //! # Versions
 //!
 //! The crate works with runtimes that have NRI 0.6.1 to 0.12. Such runtimes are containerd 1.7.16
-//! and newer, and CRI-O 1.31 and newer. The crate hides their differences:
+//! and newer, and CRI-O 1.31 and newer. The crate hides the differences between these runtimes:
 //!
-//! - The crate subscribes only to events that the runtime knows. For an unknown event, NRI would
-//!   fail the registration.
+//! - The crate subscribes only to events that the runtime knows. The runtime would refuse the
+//!   registration of a plugin that subscribes to an unknown event.
 //! - An event reaches the same method of [`Plugin`] in all versions. Before 0.12 the runtime sends
 //!   most events as a StateChange, and since 0.12 each event has its own RPC.
 //! - Since 0.8 a runtime may split a synchronisation into parts. The crate joins the parts.
 //! - Before 0.7 a runtime does not synchronise a plugin that it launched. The crate then connects
-//!   to the runtime's socket instead, where the runtime does synchronise it.
+//!   to the runtime's socket instead, because the runtime synchronises every plugin that connects
+//!   there.
 //! - Before 0.12 a runtime does not report its NRI version. The crate infers the version from the
 //!   version of the runtime.
 //! - The crate keeps or ignores fields and enum values that it does not know.
@@ -82,9 +83,10 @@
 //!   without a runtime.
 
 pub mod api {
-    //! The messages of the protocol, generated from `nri.proto` with the same names.
+    //! The messages of the protocol. A generator made these types from `nri.proto` and kept their
+    //! names.
     //!
-    //! All of them are [protobuf] messages: `Default` returns an empty message, and a
+    //! Each message works as in the crate [protobuf]: `Default` returns an empty message, and a
     //! `MessageField` may be unset.
 
     pub use crate::generated::nri::*;

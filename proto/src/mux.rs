@@ -11,19 +11,19 @@
 //!
 //! # Received frames
 //!
-//! A frame may have up to [`MAX_FRAME`] bytes. A frame may hold a part of a ttrpc message or
+//! A frame may have up to [`MAX_FRAME`] bytes. A frame may contain a part of a ttrpc message or
 //! several messages. A longer frame ends the trunk with [`Closed::Oversize`]. A frame for a
 //! connection that does not exist ends the trunk with [`Closed::UnknownConnection`].
 //!
 //! # Sent frames
 //!
 //! The Go side reads a frame with a single read into its current buffer. The Go side fails if a
-//! frame is larger than this buffer. The Go side also holds at most 256 unread frames per
+//! frame is larger than this buffer. The Go side also stores at most 256 unread frames per
 //! connection.
 //!
-//! Therefore this side sends a ttrpc message of at most 4096 bytes as one frame, because the Go
-//! side's read buffer has 4096 bytes. For a longer message, this side sends one frame for the
-//! 10-byte header and one frame for the payload.
+//! The Go side's read buffer has 4096 bytes. Therefore this side sends a ttrpc message of at most
+//! 4096 bytes as one frame. For a longer message, this side sends one frame for the 10-byte header
+//! and one frame for the payload.
 //!
 //! Source: containerd/nri `pkg/net/multiplex/mux.go`, containerd/ttrpc `channel.go`.
 
@@ -47,8 +47,8 @@ const TTRPC_MAX_PAYLOAD: usize = 4 << 20;
 /// Length of a frame header.
 const FRAME_HEADER: usize = 8;
 
-/// Longest accepted payload of a frame, in bytes. NRI 0.6.1 may send frames of this length, the
-/// longest of all versions.
+/// Longest accepted payload of a frame, in bytes. NRI 0.6.1 may send frames with a payload of this
+/// length. No other version sends longer frames.
 pub const MAX_FRAME: usize = (16 << 20) + TTRPC_HEADER;
 
 /// Size of the Go side's read buffer, in bytes. The Go side can always read a frame up to this
@@ -56,8 +56,8 @@ pub const MAX_FRAME: usize = (16 << 20) + TTRPC_HEADER;
 const GO_READ_BUFFER: usize = 4096;
 
 /// Maximum number of received frames that wait for the reader of a logical connection. While the
-/// queue is full, the multiplexer does not read the trunk. The bound of the queue also bounds the
-/// memory.
+/// queue is full, the multiplexer does not read the trunk. The maximum therefore also limits the
+/// memory that the queue uses.
 const READ_QUEUE: usize = 4;
 
 /// Maximum number of ttrpc messages that wait to be written to the trunk.
@@ -122,7 +122,7 @@ struct State {
 
 impl State {
     fn close(&self, reason: Closed) {
-        // Keep the first reason: later reasons are consequences of it.
+        // Keep the first reason: later reasons are consequences of the first reason.
         let _ = self.reason.set(reason);
         self.closed.cancel();
     }
@@ -138,8 +138,8 @@ impl Mux {
     ///
     /// # Panics
     ///
-    /// When called outside a tokio runtime, because the function spawns the tasks that transfer the
-    /// frames.
+    /// Panics if called outside a tokio runtime, because the function spawns the tasks that
+    /// transfer the frames.
     pub fn new<T>(trunk: T) -> (Self, Conn, Conn)
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
@@ -228,7 +228,7 @@ async fn read_trunk(
     }
 }
 
-/// Reads the next frame that is not empty. Allocates memory once, as many bytes as the payload has.
+/// Reads the next frame that is not empty. Allocates memory once, for exactly the payload.
 async fn read_frame(trunk: &mut (impl AsyncRead + Unpin)) -> Result<(ConnId, Bytes), Closed> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => Closed::Truncated,
@@ -284,7 +284,8 @@ async fn write_trunk(
     Closed::Local
 }
 
-/// Assembles a byte stream into ttrpc messages, and adds the frame headers to each message.
+/// An assembler that divides a byte stream into ttrpc messages and adds the frame headers to each
+/// message.
 struct Assembler {
     id: ConnId,
     header: [u8; TTRPC_HEADER],
@@ -308,8 +309,8 @@ impl Assembler {
         Self { id, header: [0; TTRPC_HEADER], header_len: 0, frames: Vec::new(), missing: 0 }
     }
 
-    /// Takes bytes up to the end of the message. Returns the number of bytes taken, and the frames
-    /// if the message is complete.
+    /// Takes bytes up to the end of the message. Returns the number of taken bytes. If the message
+    /// is complete, also returns its frames.
     fn push(&mut self, bytes: &[u8]) -> io::Result<(usize, Option<Vec<u8>>)> {
         let mut taken = 0;
         if self.header_len < TTRPC_HEADER {

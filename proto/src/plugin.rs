@@ -13,14 +13,14 @@ use crate::version::NriVersion;
 
 /// The reason why a plugin refuses a request.
 ///
-/// A refusal fails the operation that the event announces: the creation, start or update of a
-/// container, or the start of a pod. The client of the runtime gets the text. With containerd, the
-/// text begins with `NRI container update failed: …`. The runtime does not send the event to later
-/// plugins.
+/// If a plugin refuses an event, the announced operation fails: the creation, start or update of a
+/// container, or the start of a pod. The client of the runtime gets the text of the refusal. With
+/// containerd, the text begins with `NRI container update failed: …`. The runtime does not send the
+/// refused event to the plugins that follow in the order of the indexes.
 ///
 /// Some events report an operation that is already done, or the end of a container or pod. Runtimes
-/// only log the refusal of such an event. A plugin should not refuse an event because of its own
-/// problems.
+/// only log the refusal of such an event. A plugin should not refuse an event because of a problem
+/// in the plugin itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(String);
 
@@ -52,11 +52,11 @@ pub struct Configuration {
     pub runtime_name: String,
     /// Version of the runtime, as the runtime reports it.
     pub runtime_version: String,
-    /// Version of NRI in the runtime. Either the runtime reports it, or the crate infers it from
-    /// the runtime's version. `None` if unknown.
+    /// Version of NRI in the runtime. Either the runtime reports this version, or the crate infers
+    /// it from the runtime's version. `None` if the version is unknown.
     pub nri_version: Option<NriVersion>,
     /// Time that the runtime waits for a reply before it drops the plugin. If the runtime sends no
-    /// value, this is NRI's default of 2 s.
+    /// value, this time is NRI's default of 2 s.
     pub request_timeout: Duration,
 }
 
@@ -69,20 +69,22 @@ pub struct Creation {
     pub update: Vec<ContainerUpdate>,
 }
 
-/// A plugin, with one method per event. A plugin implements the methods of its subscribed events.
+/// A plugin, with one method per event. A plugin implements the methods of the events to which it
+/// subscribes.
 ///
 /// An event reaches the same method in all versions of NRI. NRI before 0.12 wraps most events in a
 /// StateChange, and newer versions have an RPC for each event.
 ///
 /// # Time
 ///
-/// The runtime waits for each reply (2 s by default) and then drops the plugin. During the wait the
-/// runtime holds a lock that every other pod and container event needs.
+/// The runtime waits for each reply, by default for 2 s. If the reply does not arrive in time, the
+/// runtime drops the plugin. During the wait the runtime holds a lock that every other pod and
+/// container event needs.
 ///
-/// So the crate cancels a method at an await after nine tenths of this time, or when the connection
-/// is lost. The runtime then gets an empty reply. A method should reply from memory and start a
-/// task for longer work. A method cannot call [`Runtime::update_containers`], because the runtime
-/// would wait for itself.
+/// Therefore the crate cancels a method after nine tenths of this time, or when the connection is
+/// lost. A method can be cancelled only at an await. The runtime then gets an empty reply. A method
+/// should reply from memory and start a task for longer work. A method cannot call
+/// [`Runtime::update_containers`], because the runtime would wait for itself.
 ///
 /// # Order
 ///
@@ -95,14 +97,14 @@ pub trait Plugin: Send + Sync + 'static {
     /// version does not support.
     fn events(&self) -> EventMask;
 
-    /// Configures the plugin after its registration. The configuration is the first call on every
+    /// Configures the plugin after its registration. The crate calls this method first on every
     /// connection.
     ///
     /// # Errors
     ///
     /// A refusal ends [`Stub::run`](crate::Stub::run) with
     /// [`Error::Configure`](crate::Error::Configure). The crate does not report the refusal to the
-    /// runtime. NRI 0.6.1 does not start if a launched plugin fails in this call.
+    /// runtime. A runtime with NRI 0.6.1 would not start if a launched plugin failed in this call.
     fn configure(
         &self,
         configuration: Configuration,
@@ -114,9 +116,9 @@ pub trait Plugin: Send + Sync + 'static {
     /// Gets all existing pods and containers. Called after every connection or reconnection, before
     /// any event.
     ///
-    /// The reply updates containers. The crate lets the runtime ignore failed updates. If the
-    /// runtime did not ignore it, a failed update would make the runtime drop the plugin, or not
-    /// start.
+    /// The reply updates containers. The crate lets the runtime ignore failed updates. Otherwise a
+    /// failed update would make the runtime drop the plugin, or would prevent the start of the
+    /// runtime.
     ///
     /// # Errors
     ///
@@ -136,8 +138,8 @@ pub trait Plugin: Send + Sync + 'static {
     }
 
     /// Called after the end of every connection over which the runtime has configured the plugin,
-    /// before the next attempt to connect. There are two exceptions without a call. The future of
-    /// [`Stub::run`](crate::Stub::run) is dropped, or the runtime that launched the plugin ends.
+    /// before the next attempt to connect. Not called if the future of
+    /// [`Stub::run`](crate::Stub::run) is dropped, or if the runtime that launched the plugin ends.
     fn disconnected(&self) -> impl Future<Output = ()> + Send {
         async {}
     }
@@ -152,7 +154,7 @@ pub trait Plugin: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// A refusal fails the update.
+    /// If the plugin refuses, the update fails.
     fn update_pod_sandbox(
         &self,
         pod: PodSandbox,
@@ -194,7 +196,8 @@ pub trait Plugin: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// A refusal fails the creation. The creation also fails if two plugins set the same value.
+    /// If the plugin refuses, the creation fails. The creation also fails if two plugins set the
+    /// same value.
     fn create_container(
         &self,
         pod: PodSandbox,
@@ -234,13 +237,13 @@ pub trait Plugin: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// Called before the runtime changes the resources of a container to `resources`, where 0 means
-    /// that the client requests no value. The reply updates containers. The runtime merges the
-    /// update of this container over `resources`.
+    /// Called before the runtime changes the resources of a container to `resources`. A value of 0
+    /// means that the client requests no value. The reply updates containers. For this container,
+    /// the values in the reply replace those in `resources`.
     ///
     /// # Errors
     ///
-    /// A refusal fails the update.
+    /// If the plugin refuses, the update fails.
     fn update_container(
         &self,
         pod: PodSandbox,
@@ -287,7 +290,7 @@ pub trait Plugin: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// A refusal fails the creation.
+    /// If the plugin refuses, the creation fails.
     fn validate_container_adjustment(
         &self,
         request: ValidateContainerAdjustmentRequest,

@@ -2,12 +2,13 @@
 //!
 //! A plugin cannot distinguish this module from containerd and CRI-O in these respects:
 //!
-//! - It sends only events that the plugin has subscribed to.
-//! - It drops the plugin when a deadline passes.
-//! - It splits a synchronisation that is too large for one message.
-//! - Before 0.12 it wraps events in a StateChange.
+//! - The module sends only events that the plugin has subscribed to.
+//! - The module drops the plugin when a deadline passes.
+//! - The module splits a synchronisation that is too large for one message.
+//! - Before 0.12 the module wraps events in a StateChange.
 //!
-//! Unlike containerd and CRI-O, it sends events concurrently if the caller makes concurrent calls.
+//! Unlike containerd and CRI-O, the module sends events concurrently if the caller makes concurrent
+//! calls.
 //!
 //! ```
 //! # async fn example(trunk: tokio::net::UnixStream) -> Result<(), Box<dyn std::error::Error>> {
@@ -44,7 +45,7 @@ use crate::stub::Identity;
 use crate::version::NriVersion;
 
 /// Maximum number of bytes of pods and containers in one part of a synchronisation. A ttrpc message
-/// holds at most 4 MiB.
+/// has at most 4 MiB.
 const SYNCHRONIZE_PART: u64 = 3 << 20;
 
 /// The properties of the simulated runtime.
@@ -85,7 +86,7 @@ pub enum RequestError {
     /// The plugin refused the request.
     #[error("refused by the plugin: {0}")]
     Refused(String),
-    /// The plugin did not reply in time, so the runtime has dropped it.
+    /// The plugin did not reply in time, so the runtime has dropped the plugin.
     #[error("no reply from the plugin within {0:?}")]
     Deadline(Duration),
     /// The connection is closed.
@@ -281,8 +282,8 @@ impl Connection {
         self.mux.closed().await
     }
 
-    /// Sends all pods and containers to the plugin. Splits the message if its size requires that
-    /// and the NRI version supports it.
+    /// Sends all pods and containers to the plugin. Splits the message if it is too large and the
+    /// NRI version supports parts.
     ///
     /// # Errors
     ///
@@ -344,7 +345,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the plugin refuses, does not reply in time or has closed the connection.
+    /// Fails if the plugin refuses, does not reply in time or has closed the connection.
     pub async fn create_container(
         &self,
         pod: PodSandbox,
@@ -362,7 +363,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the plugin refuses, does not reply in time or has closed the connection.
+    /// Fails if the plugin refuses, does not reply in time or has closed the connection.
     pub async fn update_container(
         &self,
         pod: PodSandbox,
@@ -382,7 +383,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the plugin refuses, does not reply in time or has closed the connection.
+    /// Fails if the plugin refuses, does not reply in time or has closed the connection.
     pub async fn stop_container(
         &self,
         pod: PodSandbox,
@@ -400,7 +401,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the plugin refuses, does not reply in time or has closed the connection.
+    /// Fails if the plugin refuses, does not reply in time or has closed the connection.
     pub async fn update_pod_sandbox(
         &self,
         pod: PodSandbox,
@@ -423,7 +424,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the plugin does not reply in time or has closed the connection.
+    /// Fails if the plugin does not reply in time or has closed the connection.
     pub async fn validate_container_adjustment(
         &self,
         request: ValidateContainerAdjustmentRequest,
@@ -436,11 +437,11 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the plugin refuses, does not reply in time or has closed the connection.
+    /// Fails if the plugin refuses, does not reply in time or has closed the connection.
     ///
     /// # Panics
     ///
-    /// Since NRI 0.12, for an event that has its own method on [`Connection`].
+    /// Panics since NRI 0.12 for an event that has its own method on [`Connection`].
     pub async fn event(
         &self,
         event: Event,
@@ -513,7 +514,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// When the plugin does not reply in time or has closed the connection.
+    /// Fails if the plugin does not reply in time or has closed the connection.
     pub async fn shutdown(&self) -> Result<(), RequestError> {
         self.call(|client, context| async move {
             client.shutdown(context, &Empty::default()).await.map(drop)
@@ -552,7 +553,8 @@ impl Connection {
                 Err(RequestError::Deadline(deadline))
             }
             Ok(Err(error)) => {
-                // The ttrpc client has the same deadline and may report its end first.
+                // The ttrpc client has the same deadline and may be the first to report that it has
+                // passed.
                 self.close();
                 match error {
                     ttrpc::Error::Others(text) if text.contains("deadline") => {

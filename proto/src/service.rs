@@ -18,12 +18,12 @@ use crate::generated::nri_ttrpc as wire;
 use crate::plugin::{Configuration, Creation, Plugin, Refusal};
 use crate::version::NriVersion;
 
-/// NRI's default time that a runtime waits for a reply. Source: containerd/nri
+/// NRI's default for the time that a runtime waits for a reply. Source: containerd/nri
 /// `pkg/api/timeouts.go`.
 const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 tokio::task_local! {
-    /// Set while a plugin handles an event.
+    /// A marker that is set while a plugin handles an event.
     static IN_EVENT: ();
 }
 
@@ -67,8 +67,8 @@ impl<P: Plugin> Service<P> {
     }
 
     fn collect(&self, pods: Vec<PodSandbox>, containers: Vec<Container>) {
-        // No code that can panic runs while this lock is held, so the data of a poisoned lock is
-        // valid.
+        // While this lock is held, no code runs that can panic. The data of a poisoned lock is
+        // therefore valid.
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         parts.0.extend(pods);
         parts.1.extend(containers);
@@ -108,8 +108,8 @@ async fn run<T>(
 /// Returns the reply to an event. If the handler panics or takes too long, the reply is empty.
 ///
 /// Without a reply, the runtime would block until its deadline. The runtime would then drop the
-/// plugin and kill the process that it launched. A late runtime may even treat the missing reply as
-/// a refusal.
+/// plugin and kill the process that it launched. A runtime that notices its deadline late may even
+/// treat the missing reply as a refusal.
 async fn answer<T: Default>(
     event: &'static str,
     context: &TtrpcContext,
@@ -160,7 +160,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         );
         let known = nri_version.unwrap_or(NriVersion(0, 0, 0)).events();
         if self.launched {
-            // Only the first connection carries the drop-in, so keep the first value.
+            // The runtime sends the drop-in file only over the first connection, so keep the first
+            // value.
             let _ = self.drop_in.set(request.config);
         }
         let configuration = Configuration {
@@ -190,8 +191,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
             }
         };
         if events.is_empty() {
-            // After an error, NRI 0.6.1 would not start. A value of 0 would subscribe to all
-            // events. So subscribe to the event that costs least.
+            // After an error, a runtime with NRI 0.6.1 would not start. A value of 0 would
+            // subscribe to all events. Therefore subscribe to the event that costs least.
             events = EventMask::REMOVE_POD_SANDBOX;
         }
         debug!(%events, "subscribing");
@@ -488,8 +489,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
     }
 }
 
-/// Reports the outcome of a synchronisation when dropped, even if the synchronisation was
-/// cancelled.
+/// A value that reports the outcome of a synchronisation when the value is dropped, even if the
+/// synchronisation was cancelled.
 struct Unfinished<'a> {
     progress: &'a watch::Sender<Progress>,
     outcome: Option<Progress>,

@@ -33,8 +33,8 @@ use crate::version::NriVersion;
 /// The default socket at which runtimes listen for plugins.
 pub const DEFAULT_SOCKET: &str = "/var/run/nri/nri.sock";
 
-/// NRI's default time that a runtime waits for a registration. The stub waits for the same time for
-/// the reply to its registration and for Configure.
+/// NRI's default for the time that a runtime waits for a registration. The stub waits for the same
+/// time for the reply to its registration and for Configure.
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time limit for the first synchronisation. Before NRI 0.12, a runtime that cannot list its pods
@@ -76,8 +76,8 @@ pub enum UpdateError {
     /// The plugin has no connection to a runtime.
     #[error("not connected to a runtime")]
     NotConnected,
-    /// The plugin called the function in an event handler. The runtime holds its lock during the
-    /// event and would wait for itself.
+    /// The plugin called [`Runtime::update_containers`] in an event handler. The runtime holds its
+    /// lock during the event and would wait for itself.
     #[error("containers cannot be updated from within an event, leave it to a task")]
     InEvent,
     /// The runtime reported a failure. The runtime may have applied some of the updates.
@@ -154,8 +154,8 @@ impl fmt::Display for Identity {
 #[derive(Clone, Debug, Default)]
 pub struct Runtime {
     client: Arc<Mutex<Option<RuntimeClient>>>,
-    /// Allows one request at a time, because Go's ttrpc closes a connection on which requests
-    /// arrive out of order.
+    /// A lock that allows one request at a time, because Go's ttrpc closes a connection on which
+    /// requests arrive out of order.
     turn: Arc<tokio::sync::Mutex<()>>,
     renewal: Arc<Notify>,
 }
@@ -171,8 +171,8 @@ impl Runtime {
     ///
     /// Success does not prove that the runtime applied all other updates. containerd does not
     /// report the failure of an update with `ignore_failure`. If an update without `ignore_failure`
-    /// fails, containerd fails the whole request and does not try the remaining updates. Read the
-    /// values from the kernel to verify them.
+    /// fails, containerd fails the whole request and does not try the remaining updates. To verify
+    /// the values, read them from the kernel.
     ///
     /// The function waits until the runtime replies, and the runtime first waits for events that it
     /// is processing. Drop the future to cancel. The runtime sends no plugin an UpdateContainer
@@ -234,9 +234,9 @@ fn connection(descriptor: OwnedFd) -> io::Result<UnixStream> {
     UnixStream::from_std(connection)
 }
 
-/// Registers, then refuses the configuration and closes the connection. No plugin is called. Stores
-/// the drop-in file that the runtime sends. NRI before 0.7 does not start if a plugin that it
-/// launched does not register.
+/// Registers, then refuses the configuration and closes the connection. Calls no method of the
+/// plugin. Stores the drop-in file that the runtime sends. A runtime with NRI before 0.7 does not
+/// start if a plugin that it launched does not register.
 async fn decline(
     identity: Identity,
     drop_in: Arc<OnceLock<String>>,
@@ -327,10 +327,11 @@ impl<P: Plugin> Stub<P> {
     /// so that the plugins of a node do not reconnect all at once. If no process listens at the
     /// socket, the delays grow only to between 1 s and 2 s.
     ///
-    /// Two instances of a plugin on a node would fail every creation of a container, because both
-    /// set the same values. So an instance locks the file `NAME.lock` beside the runtime's socket.
-    /// While another instance holds the lock, this instance waits without a time limit. The index
-    /// is not part of the file name, so instances with different indexes also exclude each other.
+    /// If two instances of a plugin ran on a node, every creation of a container would fail,
+    /// because both instances set the same values. Therefore an instance locks the file `NAME.lock`
+    /// beside the runtime's socket. While another instance holds the lock, this instance waits
+    /// without a time limit. The index is not part of the file name, so instances with different
+    /// indexes also exclude each other.
     ///
     /// Returns `Ok` only for a launched plugin, when the runtime that launched it has ended. The
     /// next runtime launches its own instance.
@@ -515,7 +516,7 @@ impl<P: Plugin> Stub<P> {
         let version = match configured {
             Progress::Refused(refusal) => {
                 // Wait until the reply to Configure is sent, which is the plugin's first message.
-                // Without this reply, NRI 0.6.1 does not start.
+                // Without this reply, a runtime with NRI 0.6.1 does not start.
                 mux.plugin_messages_sent(1).await;
                 return End::Refused(refusal);
             }
@@ -551,9 +552,9 @@ impl<P: Plugin> Stub<P> {
         }
     }
 
-    /// Connects to the socket of a runtime that does not synchronise plugins that it launched. NRI
-    /// before 0.7 synchronises only external plugins. Such a runtime listens at the socket only
-    /// after all launched plugins are started.
+    /// Connects to the socket of a runtime that does not synchronise plugins that it launched. A
+    /// runtime with NRI before 0.7 synchronises only external plugins. Such a runtime listens at
+    /// the socket only after all launched plugins are started.
     async fn replacement_for_unsynchronized(&self) -> UnixStream {
         for delay in delays(Duration::from_secs(1)) {
             match UnixStream::connect(&self.socket).await {
@@ -616,7 +617,7 @@ fn closed(reason: String) -> End {
 }
 
 /// The lock that prevents a second running instance of a plugin. The kernel releases the lock when
-/// its process ends.
+/// the process that holds it ends.
 #[derive(Debug)]
 struct InstanceLock {
     path: PathBuf,

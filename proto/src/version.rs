@@ -25,8 +25,8 @@ impl NriVersion {
     #[cfg(feature = "runtime")]
     pub(crate) const SPLITS_SYNCHRONIZE: Self = Self(0, 8, 0);
 
-    /// Returns the events that a plugin can subscribe to in this version. A single unknown event
-    /// fails the registration.
+    /// Returns the events that a plugin can subscribe to in this version. If a plugin subscribes to
+    /// an unknown event, its registration fails.
     pub fn events(self) -> EventMask {
         // NRI 0.9.1 was never released, but CRI-O 1.33 contains a development snapshot of it.
         EventMask::first(match self {
@@ -36,9 +36,9 @@ impl NriVersion {
         })
     }
 
-    /// Infers the version of NRI in a runtime that does not report it, as before NRI 0.12. Returns
-    /// `None` for an unknown runtime and for an invalid version. Also returns `None` for a version
-    /// below the first entry of the table.
+    /// Infers the NRI version of a runtime that does not report its NRI version, as before NRI
+    /// 0.12. Returns `None` for an unknown runtime and for an invalid version. Also returns `None`
+    /// for a version below the first entry of the table.
     ///
     /// A runtime newer than the table gets the NRI version of the newest entry. This version may
     /// lack only features that NRI has added since. Source: the go.mod files of containerd and

@@ -42,7 +42,8 @@ pub struct ApiServer {
 impl ApiServer {
     /// Starts an API server without objects.
     ///
-    /// The server is ready when it answers at `/readyz`, which may be after this function returns.
+    /// The server is ready when it answers at `/readyz`. This may happen only after the function
+    /// has returned.
     pub fn start() -> Result<Self> {
         // No controller creates the service accounts of pods here, so this admission plugin would
         // reject pods.
@@ -135,7 +136,7 @@ impl ApiServer {
 
     /// Makes the server reachable from a node that has no cluster, and writes a kubeconfig there.
     ///
-    /// The kubeconfig has this token. `path` is the absolute path of the kubeconfig on the node.
+    /// The kubeconfig contains `token`. `path` is the absolute path of the kubeconfig on the node.
     pub fn connect(&self, node: &Node, token: &str, path: &str) -> Result<()> {
         node.forward(self.port)?;
         let certificate =
@@ -146,7 +147,7 @@ impl ApiServer {
         node.write_file(path, kubeconfig, 0o600)
     }
 
-    /// Returns a kubeconfig with this token for use on this machine.
+    /// Returns a kubeconfig that contains `token`, for use on this machine.
     pub fn kubeconfig(&self, token: &str) -> String {
         kubeconfig((Ipv4Addr::LOCALHOST, self.port), &self.certificate(), token)
     }

@@ -18,9 +18,10 @@ use crate::tools::progress::progress;
 impl Cluster {
     /// Runs a test case on the cluster that the tests of one program share.
     ///
-    /// When the case starts, the cluster has no pods and the installation `plimsoll`. The first
-    /// test starts the cluster, and one test uses it at a time. The cluster ends when no other test
-    /// waits for it, because a kubelet without pods still uses half a processor.
+    /// When the case starts, the cluster has no pods, and its installation of Plimsoll is
+    /// `plimsoll`. The first test starts the cluster. Only one test uses the cluster at a time. The
+    /// cluster ends when no other test waits for it, because a kubelet without pods still uses half
+    /// a processor.
     ///
     /// If the virtual machine dies, the case runs once more on a new cluster. The death of a
     /// virtual machine is a fault of the emulator.
@@ -28,7 +29,7 @@ impl Cluster {
         static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
         support::begin().expect("the file of passed cases cannot be created");
         let _place = Place::for_cluster();
-        // A test that panicked may have left objects behind. `prepare` removes them.
+        // A test that panicked may have left objects behind. `prepare` removes such objects.
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = Self::run(&mut shared, plimsoll, case);
         if !fleet::is_cluster_wanted() {

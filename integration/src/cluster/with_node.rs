@@ -69,7 +69,7 @@ pub struct Cluster {
     pub(super) server: ApiServer,
     _others: [Running; 2],
     pub(super) node: Node,
-    /// The current installation of Plimsoll. `None` if it is unknown.
+    /// The current installation of Plimsoll. `None` if the installation is unknown.
     pub(super) deployed: Option<Plimsoll>,
     pub(super) has_image: bool,
 }

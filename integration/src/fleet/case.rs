@@ -22,9 +22,9 @@ use crate::tools::progress::progress;
 /// emulator. containerd can hang in the bug that containerd/nri#301 fixes. In both situations this
 /// function prints the reason and runs the case once more on a new node.
 ///
-/// Every other failure panics and discards the node, so that the next case gets a fresh node. A
-/// case that changes the plugin's configuration or placement must undo the change before the case
-/// ends.
+/// For every other failure, this function panics and discards the node, so that the next case gets
+/// a fresh node. A case that changes the plugin's configuration or placement must undo the change
+/// before the case ends.
 pub fn on_node(
     runtime: Runtime,
     driver: Driver,

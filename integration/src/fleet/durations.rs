@@ -42,7 +42,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the outcome of a run: whether it passed, and if not, whether its node died.
+    /// Returns the outcome of a run that has passed or failed. For a failed run, the outcome also
+    /// depends on whether the node died.
     pub fn new(has_passed: bool, has_node_died: bool, is_last_run: bool) -> Outcome {
         match (has_passed, has_node_died && !is_last_run) {
             (true, _) => Outcome::Passed,
@@ -62,7 +63,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Records the total time of this thread's case and the part of it until the node was ready.
+/// Records the total time of this thread's case, and the time until the node was ready.
 pub fn note(runtime: &str, outcome: Outcome, took: Duration, preparing: Duration) {
     let (case, took, preparing) = (case_name(), took.as_secs_f64(), preparing.as_secs_f64());
     let line = format!(

@@ -1,6 +1,7 @@
 //! The macro that declares tests on nodes.
 
-/// Declares tests for combinations of runtime, cgroup driver and placement.
+/// Declares tests for combinations of runtime, cgroup driver and placement (launched or external
+/// plugin).
 ///
 /// The name of a test contains its combination: `containerd_2_1::systemd::launched::a_sentence`.
 ///
@@ -11,7 +12,7 @@
 /// - `node_tests!(plugin: { .. })` runs each test twice: with a launched and with an external
 ///   plugin.
 /// - `node_tests!(external: { .. })` runs each test with an external plugin only. This form is for
-///   tests whose outcome does not depend on the placement.
+///   tests whose outcome does not depend on the program that starts the plugin.
 ///
 /// The forms `plugin` and `external` also need `fn config() -> String` in the calling module.
 ///

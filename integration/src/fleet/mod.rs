@@ -1,4 +1,5 @@
-//! The nodes that the tests of one test binary share, and the records of the test cases.
+//! The nodes that the tests of one test binary share, and the files that list the results of the
+//! test cases.
 
 mod case;
 pub mod durations;

@@ -19,7 +19,7 @@ const MOST_NODES: usize = 2;
 pub enum Plugin {
     /// No plugin. The control group needs such nodes.
     Absent,
-    /// The plugin with this placement and configuration.
+    /// The plugin with this configuration, started by the program that the placement names.
     Installed(Mode, String),
 }
 
@@ -44,8 +44,8 @@ impl Member {
     }
 }
 
-/// The preparation that a node needs for a case, in the order of rising cost. `Runtime` needs a new
-/// node.
+/// The preparation that a node needs for a case. The variants are in the order of rising cost.
+/// `Runtime` needs a new node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Misfit {
     Nothing,
@@ -84,7 +84,7 @@ static FLEET: Mutex<Fleet> = Mutex::new(Fleet {
     waiting: Vec::new(),
 });
 
-/// Notified whenever another case may be the next one to run.
+/// Notified whenever another case may become the next case to run.
 static CHANGED: Condvar = Condvar::new();
 
 impl Fleet {
@@ -98,7 +98,7 @@ impl Fleet {
         fitting.min_by_key(|(misfit, _)| *misfit).unwrap_or((Misfit::Runtime, None))
     }
 
-    /// Returns whether the case of this thread is the next one to run.
+    /// Returns whether the case of this thread is the next case to run.
     ///
     /// A case for the cluster comes first, because the cluster's cases cannot run in parallel and
     /// together take longest. After these cases, the next case is the case whose best idle node
@@ -116,7 +116,7 @@ impl Fleet {
 
 /// The permission to run a machine. Dropping this value returns the permission.
 pub(crate) struct Place {
-    /// The node, if an idle one was assigned or the case has returned its node.
+    /// The node, if an idle node was assigned or the case has returned its node.
     pub(super) member: Option<Member>,
     is_of_cluster: bool,
 }
@@ -127,9 +127,9 @@ impl Place {
         Place::take(Wanted::Cluster)
     }
 
-    /// Waits until another machine may run and this case is the next one.
+    /// Waits until another machine may run and this case is the next case to run.
     ///
-    /// With more threads than machines, cases with the same needs follow each other.
+    /// If there are more threads than machines, cases with the same needs follow each other.
     pub(super) fn take(wanted: Wanted) -> Place {
         let case = thread::current().id();
         let mut fleet = fleet();
@@ -172,7 +172,8 @@ pub(crate) fn is_cluster_wanted() -> bool {
 
 /// Locks the fleet.
 ///
-/// A poisoned lock is fine, because the state behind the lock is consistent at any time.
+/// The state behind the lock is consistent at any time, so the state behind a poisoned lock is
+/// valid.
 fn fleet() -> MutexGuard<'static, Fleet> {
     FLEET.lock().unwrap_or_else(PoisonError::into_inner)
 }

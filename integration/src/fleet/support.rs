@@ -30,7 +30,7 @@ const END: &str = "\n<!-- to here -->\n";
 /// The directory with the files of passed cases.
 const PASSED: &str = "passed-on-nodes";
 
-/// The properties of a node, as its own programs report them.
+/// The properties of a node, as the node's own programs report them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Facts {
     runtime: String,
@@ -71,7 +71,8 @@ pub fn begin() -> Result<()> {
     Ok(())
 }
 
-/// Records that this thread's case passed on a node with the plugin in this placement.
+/// Records that this thread's case passed on a node where the plugin has this placement (launched
+/// or external).
 ///
 /// `kubernetes` is the version of a real kubelet, or `None` for the kubelet double.
 pub fn passed(
@@ -104,7 +105,7 @@ pub fn passed(
 }
 
 fn ask(node: &Node, driver: Driver) -> Result<Facts> {
-    // Each handler has its own OCI runtime, and the name of a handler is its cgroup driver.
+    // Each runtime handler has its own OCI runtime. The name of a handler is its cgroup driver.
     let script = format!(
         r#". /etc/os-release; echo "$PRETTY_NAME"; uname -r
            systemctl --version | awk 'NR == 1 {{ print $2 }}'
@@ -197,7 +198,7 @@ const COLUMNS: [&str; 8] = [
     "cases passed",
 ];
 
-/// The cases by placement of the plugin.
+/// The passed cases under each placement of the plugin (launched or external).
 type Placements<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
 fn table(passed: &[Passed]) -> String {
@@ -286,10 +287,10 @@ mod tests {
         );
     }
 
-    /// Compares only runtimes with their minor versions and drivers.
+    /// This test compares only the runtimes, their minor versions and their drivers.
     ///
-    /// Debian changes, so the exact versions in the table come from the day of the last update. The
-    /// cases in the table also come from this day.
+    /// Debian's packages change, so the exact versions in the table come from the day of the last
+    /// update. The cases in the table also come from this day.
     #[test]
     fn the_table_claims_no_runtime_and_driver_that_tests_do_not_run_on() {
         let document = fs::read_to_string(DOCUMENT).unwrap();

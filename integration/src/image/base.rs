@@ -77,8 +77,8 @@ pub(super) fn base(distro: Distro) -> Result<PathBuf> {
 
 fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path) -> Result<()> {
     let root = dir.join("root");
-    // Do both at the same time. The build of the clients mostly computes, and the bootstrap mostly
-    // downloads and unpacks.
+    // Build the clients and bootstrap the system at the same time. The build mostly computes, and
+    // the bootstrap mostly downloads and unpacks.
     let (crictl, cri) = thread::scope(|scope| {
         let clients =
             scope.spawn(|| CRICTL.obtain().and_then(|crictl| Ok((crictl, cri().obtain()?))));
@@ -92,7 +92,8 @@ fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path)
 
     copy_tree(common, &root)?;
     wire_units(&root)?;
-    // The package generated a host key during its installation. ssh-keygen below needs a free path.
+    // The installation of the ssh package generated a host key. Remove this key, because ssh-keygen
+    // below needs a free path.
     let host_key = root.join("etc/ssh/ssh_host_ed25519_key");
     if host_key.exists() {
         fs::remove_file(&host_key).context("removing the package's host key")?;
@@ -157,7 +158,8 @@ mod tests {
 
     #[test]
     fn every_file_here_is_in_a_key() {
-        // The program of workload.rs is in the key with its content. disk.rs has its own entry.
+        // The key contains the built program of workload.rs. disk.rs belongs to another cache
+        // entry.
         let others = ["workload.rs", "disk.rs", "mod.rs"];
         let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/image");
         for file in fs::read_dir(here).unwrap() {

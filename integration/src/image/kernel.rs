@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// Returns the path of the compressed kernel.
 ///
-/// The kernel is in /boot, or in newer suites beside its modules.
+/// The kernel is in /boot. In newer suites, the kernel is beside its modules instead.
 pub(super) fn find_kernel(root: &Path) -> Result<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root.join("boot")).into_iter().flatten().flatten() {
@@ -55,7 +55,7 @@ pub(super) fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> Result<()> {
         format!("{} ends before the payload that its header describes", bzimage.display())
     })?;
     // The kernel's build appends the uncompressed size as four more bytes. Decompressors would
-    // treat them as garbage.
+    // treat these bytes as garbage.
     let payload = &payload[..payload.len() - 4];
     let decompressor = match payload {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",

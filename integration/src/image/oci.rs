@@ -10,22 +10,22 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// The image of sandboxes, as named in the runtime's configuration.
+/// The name of the sandbox image in the runtime's configuration.
 pub const PAUSE: &str = "plimsoll.test/pause:1";
 
-/// The image of workloads with the program from `src/bin/workload.rs`.
+/// The name of the workload image, which contains the program from `src/bin/workload.rs`.
 pub const WORKLOAD: &str = "plimsoll.test/workload:1";
 
-/// The image from which CRI-O's tests start containers.
+/// The name of the image from which CRI-O's tests start containers.
 pub const NRI_TEST_IMAGE: &str = "quay.io/crio/fedora-crio-ci:latest";
 
-/// The path on a node of the archive with all images.
+/// The archive that contains all images: its path on the node.
 pub(crate) const ARCHIVE: &str = "/usr/share/node-images.tar";
 
 /// The media type of a manifest.
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// The busybox commands of the image with a shell. Each one is a symbolic link to busybox.
+/// The busybox commands of the image with a shell. Each command is a symbolic link to busybox.
 const APPLETS: &[&str] =
     &["sh", "cat", "echo", "grep", "id", "ls", "mount", "sleep", "stat", "test"];
 

@@ -50,7 +50,8 @@ const PACKAGES: &[&str] = &[
 
 /// Returns all packages of a distribution.
 ///
-/// On forky they include the packages that CRI-O and the newest containerd need; see `runtime/`.
+/// On forky, the result includes the packages that CRI-O and the newest containerd need; see
+/// `runtime/`.
 fn packages(distro: Distro) -> Vec<&'static str> {
     match distro {
         Distro::Forky => {

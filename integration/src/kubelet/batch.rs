@@ -48,8 +48,8 @@ impl Kubelet<'_> {
                 .iter()
                 .map(|container| format!(" {MESSAGES}/{uid}/{}.json", container.name))
                 .collect();
-            // Start each pod in a process of its own. The script fails if one of them fails. Each
-            // process prints its whole line with one write, so lines do not mix.
+            // Start each pod in a process of its own. If one of these processes fails, the script
+            // fails. Each process prints its whole line with one write, so lines do not mix.
             let _ = writeln!(
                 script,
                 "{{ ids=$(cri run {handler} {sandbox}{messages}) && echo {uid} $ids; }} &\n\
@@ -139,7 +139,7 @@ impl Kubelet<'_> {
     }
 }
 
-/// Resets a node to its state before the kubelet starts.
+/// Resets a node to the state before the start of the kubelet.
 ///
 /// The node then has the kubelet's configuration, but no pods, checkpoints or cgroups of pods.
 pub fn clear(node: &Node) -> Result<()> {

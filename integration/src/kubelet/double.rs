@@ -18,7 +18,7 @@ pub const STATE: &str = "/var/lib/kubelet";
 /// The directory on the node for messages to the runtime.
 pub(super) const MESSAGES: &str = "/run/kubelet-double";
 
-/// The directory on the node with the directories that are shared with the workloads.
+/// The directory on the node that contains the directories shared with the workloads.
 pub(super) const CONTROL: &str = "/run/workload";
 
 /// The time limit for a batch of pods.
@@ -45,7 +45,7 @@ pub struct Kubelet<'n> {
 /// systemReserved for memory in the kubelet's configuration on the node, in bytes.
 pub const SYSTEM_RESERVED: u64 = 100 * MIB;
 
-/// evictionHard for memory.available in the same configuration, in bytes.
+/// evictionHard for memory.available in the kubelet's configuration on the node, in bytes.
 pub const EVICTION_HARD: u64 = 50 * MIB;
 
 impl<'n> Kubelet<'n> {
@@ -130,8 +130,8 @@ impl<'n> Kubelet<'n> {
 
     /// Enables the kubelet's own MemoryQoS with the policy None.
     ///
-    /// This changes the kubelet's configuration on the node and the values that the kubelet writes
-    /// every minute.
+    /// The function changes the kubelet's configuration on the node and the values that the kubelet
+    /// writes every minute.
     pub fn enable_memory_qos(&mut self) -> Result<()> {
         self.memory_qos = true;
         let script = format!("sed -i 's/MemoryQoS: false/MemoryQoS: true/' {STATE}/config.yaml");
@@ -147,8 +147,9 @@ impl<'n> Kubelet<'n> {
 
     /// Returns the script of [`Kubelet::update_qos_classes`].
     ///
-    /// The script sets the limit of all pods and the CPU weights of all pods and of the classes.
-    /// With MemoryQoS it also sets the protection of all pods and of the burstable class to 0.
+    /// The script sets the memory limit of all pods and the CPU weights of all pods and of the
+    /// classes. With MemoryQoS the script also sets the protection of all pods and of the burstable
+    /// class to 0.
     ///
     /// With the systemd driver the script first sets unit properties, as runc's library does.
     /// systemd then also writes all other values of the unit's properties.

@@ -13,7 +13,7 @@ use crate::kubelet::spec::{ContainerSpec, PodSpec, Qos};
 const GUARANTEED_OOM_SCORE_ADJ: i64 = -997;
 
 impl Kubelet<'_> {
-    /// Returns the oom_score_adj by the kubelet's formula.
+    /// Returns the oom_score_adj that results from the kubelet's formula.
     pub fn oom_score_adj(&self, qos: Qos, container: &ContainerSpec) -> i64 {
         match qos {
             Qos::Guaranteed => GUARANTEED_OOM_SCORE_ADJ,
@@ -26,7 +26,7 @@ impl Kubelet<'_> {
         }
     }
 
-    /// Adds commands to the script that write the sandbox's message to a file on the node.
+    /// Adds commands to the script. The commands write the sandbox's message to a file on the node.
     ///
     /// Returns the path of the file.
     pub(super) fn put_sandbox_message(
@@ -43,7 +43,7 @@ impl Kubelet<'_> {
         message
     }
 
-    /// Adds commands to the script that write a container's message to a file on the node.
+    /// Adds commands to the script. The commands write a container's message to a file on the node.
     ///
     /// The commands also make the directory through which the workload receives commands. Returns
     /// the path of the file.

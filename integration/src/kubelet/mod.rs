@@ -2,8 +2,8 @@
 //! the kubelet.
 //!
 //! To run a pod, the double makes the pod's cgroup, writes the checkpoint of the allocated
-//! resources and runs the sandbox. For each container it then writes the checkpoint of the actuated
-//! resources, creates the container and starts the container.
+//! resources and runs the sandbox. For each container the double then writes the checkpoint of the
+//! actuated resources, creates the container and starts the container.
 //!
 //! An in-place resize has these steps:
 //!
@@ -16,7 +16,7 @@
 //! A test can switch off or replace each part.
 //!
 //! [`Kubelet::update_qos_classes`] writes the values that the kubelet writes every minute. The
-//! double does not write them by itself.
+//! double does not write these values by itself.
 
 mod batch;
 mod cgroups;

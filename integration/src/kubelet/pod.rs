@@ -8,7 +8,7 @@ use crate::machine::Node;
 /// A running pod.
 #[derive(Clone, Debug)]
 pub struct Pod {
-    /// The pod's specification. A resize changes it.
+    /// The pod's specification. A resize changes the specification.
     pub spec: PodSpec,
     /// The pod's UID.
     pub uid: String,
@@ -54,7 +54,7 @@ pub struct Container {
 impl Container {
     /// Sends a command to the workload (see `src/bin/workload.rs`) and returns the answer.
     ///
-    /// The answer is `ok ...`, `error ...`, or `gone` if the workload ended meanwhile.
+    /// The answer is `ok ...`, `error ...`, or `gone` if the workload ended before it answered.
     pub fn call(&self, node: &Node, command: &str) -> Result<String> {
         let output = node.try_run(&format!("workload call {} {command}", self.control))?;
         let answer = output.stdout.trim_end().to_owned();

@@ -19,7 +19,7 @@ pub enum Qos {
 }
 
 impl Qos {
-    /// Returns the name of the class as in names of cgroups.
+    /// Returns the name that cgroup names contain for the class.
     pub fn name(self) -> &'static str {
         match self {
             Qos::Guaranteed => "guaranteed",
@@ -183,7 +183,7 @@ impl PodSpec {
 
 /// Returns a number of bytes as a quantity in canonical form.
 ///
-/// The quantity has the largest binary unit that divides the amount.
+/// The quantity has the largest binary unit that divides the number of bytes.
 pub fn quantity(bytes: u64) -> String {
     for (unit, size) in [("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)] {
         if bytes > 0 && bytes.is_multiple_of(size) {

@@ -44,7 +44,7 @@ pub(super) fn arguments(attachments: &Attachments<'_>) -> Vec<String> {
     let options: [&[&str]; 15] = [
         &["-accel", "tcg,thread=multi,tb-size=256"],
         // - cx16: with this feature, Linux 6.12 double-faults under QEMU 7.2.
-        // - la57: five-level page tables cost emulated time.
+        // - la57: five-level page tables would make the emulated machine slower.
         // - erms, fsrm: with these features, the kernel clears and copies memory with instructions
         //   that QEMU emulates byte by byte.
         &["-cpu", "max,la57=off,cx16=off,erms=off,fsrm=off"],

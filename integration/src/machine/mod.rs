@@ -3,9 +3,9 @@
 //! The first start of an image boots the machine and stores a snapshot of the ready node in the
 //! cache. Later starts load the snapshot.
 //!
-//! A guest that dies during a boot is booted again, a limited number of times. Emulated
-//! multiprocessing has rare faults, which are no test results. If a guest dies later, every call
-//! reports its death; see [`Node::fate`].
+//! If a guest dies during a boot, the guest is booted again, a limited number of times. Emulated
+//! multiprocessing has rare faults, and such a fault is no result of a test. If a guest dies later,
+//! every call on the node reports the death; see [`Node::fate`].
 
 mod hardware;
 mod monitor;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub(super) enum Lifetime {
     /// At most as long as this process.
     Process,
-    /// Until the user ends it.
+    /// Until the user ends the node.
     Kept,
 }
 
@@ -27,7 +27,7 @@ pub struct Equipment {
     /// An address and a port in the guest's network 10.0.2.0/24, and a port on the host's loopback
     /// address.
     ///
-    /// QEMU forwards connections from the former to the latter.
+    /// QEMU forwards connections from the guest's address to the host's port.
     pub relay: (Ipv4Addr, u16, u16),
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::image::Image;
 
-/// The format of the disk, which can have snapshots.
+/// The format of the disk. A disk in this format can have snapshots.
 pub(super) const FORMAT: &str = "qcow2";
 
 /// Makes a disk that stores only the differences from the image's disk.

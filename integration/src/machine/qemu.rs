@@ -152,7 +152,7 @@ fn program(lifetime: Lifetime) -> Command {
     }
 }
 
-/// A started QEMU process, with the channels from the thread that started it.
+/// A QEMU process, and the channels on which its starter thread reports.
 struct Process {
     child: Arc<Mutex<Child>>,
     fate: Arc<Mutex<Option<String>>>,
@@ -239,7 +239,8 @@ fn watch(
 
 /// Locks a mutex.
 ///
-/// A poisoned lock is fine, because the state behind these locks is consistent at any time.
+/// The state behind these locks is consistent at any time, so the state behind a poisoned lock is
+/// valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

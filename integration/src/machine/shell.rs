@@ -57,8 +57,8 @@ impl Shell {
         };
         let log = machine.dir.path.join("ssh.log");
         // -f: ssh returns when the connection is established, and continues in the background while
-        // the machine runs. Do not pass pipes of this process as its output, because they would
-        // never close.
+        // the machine runs. Do not pass pipes of this process as the output of ssh, because the
+        // pipes would never close.
         let status = Command::new("timeout")
             .args(["--kill-after=5", "120"])
             .args(["ssh", "-f", "-N", "-M"])
@@ -169,7 +169,7 @@ impl Drop for Shell {
     }
 }
 
-/// Returns the first lines of a script for messages.
+/// Returns the first lines of a script, for use in messages.
 pub(super) fn excerpt(script: &str) -> String {
     const LINES: usize = 25;
     let mut shown: Vec<&str> = script.lines().take(LINES).collect();

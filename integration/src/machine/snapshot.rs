@@ -39,7 +39,8 @@ impl Node {
 
 /// Returns the path of the disk with a snapshot of the ready node.
 ///
-/// If the cache has no snapshot for this QEMU and processor, the node is booted to make one.
+/// If the cache has no snapshot for this QEMU and processor, the function boots the node to make a
+/// snapshot.
 pub(super) fn snapshot(runtime: Runtime, image: &Image) -> Result<PathBuf> {
     let version = Command::new("qemu-system-x86_64").arg("--version").output().context(
         "starting qemu-system-x86_64: is qemu-system-x86 installed? (hack/prepare does it)",

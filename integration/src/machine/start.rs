@@ -21,7 +21,7 @@ impl Node {
 
     /// Starts a node that keeps running after this value is dropped and after this process ends.
     ///
-    /// [`Node::ssh_command`] returns the command to reach it.
+    /// [`Node::ssh_command`] returns the command that opens a shell on the node.
     pub fn start_kept(runtime: Runtime) -> Result<Node> {
         let mut node = Node::start_in(runtime, Lifetime::Kept)?;
         node.machine.kept = true;

@@ -22,8 +22,8 @@ fn build_once() -> Result<PathBuf> {
 
 /// Makes the release packages of the plugin in `directory`.
 ///
-/// The packages include `plimsoll_VERSION_ARCHITECTURE.deb` and `….oci.tar`. All file times in them
-/// are `epoch`, in seconds since 1970.
+/// The packages include `plimsoll_VERSION_ARCHITECTURE.deb` and `….oci.tar`. All file times in the
+/// packages are `epoch`, in seconds since 1970.
 pub fn package(directory: &Path, epoch: u64) -> Result<()> {
     run(Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/package"))
         .arg(build()?)

@@ -14,10 +14,10 @@ const CLAIMER_UNIT: &str = "claimer";
 /// A regular expression for the runtime's log line after a synchronisation with the second plugin.
 const CLAIMER_SYNCHRONISED: &str = "#[0-9]+: .*10-claimer";
 
-/// Starts a second plugin on the node that sets `key` of every new container to `value`.
+/// Starts a second plugin on the node. This plugin sets `key` of every new container to `value`.
 ///
-/// The plugin has the index 10, so the runtime calls it before Plimsoll. [`unclaim`] stops it.
-/// `program` is the program of `src/bin/claimer.rs`, which cargo builds for the test:
+/// The plugin has the index 10, so the runtime calls it before Plimsoll. [`unclaim`] stops the
+/// plugin. `program` is the program of `src/bin/claimer.rs`, which cargo builds for the test:
 /// `env!("CARGO_BIN_EXE_claimer")`.
 pub fn claim(node: &Node, program: &Path, key: &str, value: &str) -> Result<()> {
     // Remove debug information, which is most of the program and would take long to send.

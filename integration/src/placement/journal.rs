@@ -6,8 +6,8 @@ use crate::machine::Node;
 
 /// A regular expression for the runtime's log line after a synchronisation with the plugin.
 ///
-/// The line is part of the list of plugins that the runtime calls from now on. The line is the same
-/// for launched and external plugins and for every version from NRI 0.6.
+/// The line is an entry in the list of plugins that the runtime calls from now on. The line is the
+/// same for launched and external plugins and for every version from NRI 0.6.
 const SYNCHRONISED: &str = "#[0-9]+: .*90-plimsoll";
 
 /// Runs a script on the node and waits for the new synchronisation that the script must cause.
@@ -17,7 +17,7 @@ pub fn until_synchronised(node: &Node, script: &str) -> Result<()> {
 
 /// Returns the external plugin's messages without the first `skip` messages.
 ///
-/// The journal of a node contains the messages of earlier cases, so a case skips them.
+/// The journal of a node contains the messages of earlier cases, so a case skips these messages.
 pub fn journal(node: &Node, skip: usize) -> Result<Vec<String>> {
     let output = node.run("journalctl --unit plimsoll --output cat")?.stdout;
     Ok(output.lines().skip(skip).map(str::to_owned).collect())
@@ -28,7 +28,7 @@ pub fn cursor(node: &Node) -> Result<String> {
     Ok(node.run(CURSOR)?.stdout.trim().to_owned())
 }
 
-/// Waits until the runtime has synchronised with the plugin after this cursor of the journal.
+/// Waits until the runtime has synchronised with the plugin after this position in the journal.
 pub fn until_synchronised_since(node: &Node, cursor: &str) -> Result<()> {
     wait_since(node, cursor, node.runtime().unit(), SYNCHRONISED, "")
         .context("waiting for the plugin")
@@ -67,18 +67,19 @@ fn wait_since(node: &Node, cursor: &str, unit: &str, pattern: &str, script: &str
     Ok(())
 }
 
-/// Returns a description if containerd hangs in a plugin's request to update containers.
+/// Returns a description if containerd hangs while it processes a plugin's request to update
+/// containers.
 ///
-/// containerd/containerd#13733 describes the hang. Without the fix in containerd/nri#301 it may
-/// last forever. containerd hangs if two dumps of its stacks some seconds apart contain the
-/// request.
+/// containerd/containerd#13733 describes the hang. Without the fix in containerd/nri#301, the hang
+/// may last forever. containerd counts as hanging if two dumps of its stacks, some seconds apart,
+/// both contain the request.
 pub(crate) fn is_stuck(node: &Node) -> Option<String> {
     if node.runtime().unit() != "containerd" {
         return None;
     }
     const REQUEST: &str = "adaptation.(*Adaptation).updateContainers";
     let dump = "systemctl kill --kill-whom main --signal USR1 containerd";
-    // Each stack in the request has one such line in the journal.
+    // In each dump, every stack that processes the request has one such line in the journal.
     let found = || -> Option<u64> {
         let count =
             format!("journalctl --unit containerd --output cat | grep -cF '{REQUEST}' || true");

@@ -1,7 +1,7 @@
 //! The programs that tests install on a node: Plimsoll and other NRI plugins.
 //!
 //! The runtime launches Plimsoll, or systemd starts Plimsoll as an external plugin. Each function
-//! that starts Plimsoll waits until the runtime logs that it has synchronised with the plugin.
+//! that starts Plimsoll waits until the runtime logs its synchronisation with the plugin.
 
 mod build;
 mod claimer;

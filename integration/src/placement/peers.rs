@@ -20,13 +20,13 @@ pub const DIRECTORY: &str = "/usr/local/libexec/peers";
 
 /// The plugins from the NRI project.
 ///
-/// `logger` logs events. `differ` compares the events before and after all other plugins.
-/// `ulimit-adjuster` sets the rlimits that annotations request.
+/// `logger` logs events. `differ` compares each event before and after all other plugins have
+/// handled it. `ulimit-adjuster` sets the rlimits that annotations request.
 const PLUGINS: [&str; 3] = ["logger", "differ", "ulimit-adjuster"];
 
 /// The path of the plugins' source in the archive of Debian 13.
 ///
-/// Each plugin is a Go module without a version, so a module proxy does not have it.
+/// Each plugin is a Go module without a version, so a module proxy does not have the module.
 const SOURCE: &str =
     "pool/main/g/golang-github-containerd-nri/golang-github-containerd-nri_0.6.1.orig.tar.gz";
 
@@ -53,7 +53,7 @@ pub fn prepare() -> Result<()> {
     NRI_TEST.obtain().map(|_| ())
 }
 
-/// Copies the plugins to a node. Builds them first if they are not in the cache.
+/// Copies the plugins to a node. Builds the plugins first if they are not in the cache.
 pub fn put_plugins(node: &Node) -> Result<()> {
     let built = plugins()?;
     PLUGINS.iter().try_for_each(|name| put(node, built.join(name)))

@@ -15,7 +15,7 @@ use crate::runtime::Driver;
 /// An external plugin reads the file itself.
 pub const CONFIG: &str = "/etc/nri/conf.d/90-plimsoll.conf";
 
-/// The path of the external plugin's program on the node, which is also its command line.
+/// The path of the external plugin's program on the node. The path is also the whole command line.
 pub const EXTERNAL_BINARY: &str = "/usr/local/bin/plimsoll";
 
 const LAUNCHED_BINARY: &str = "/opt/nri/plugins/90-plimsoll";
@@ -25,10 +25,10 @@ const UNIT: &str = "/etc/systemd/system/plimsoll.service";
 /// The published systemd unit.
 const UNIT_TEXT: &str = include_str!("../../../deploy/plimsoll.service");
 
-/// The placement of the plugin, which determines the program that starts it.
+/// The placement of the plugin, which determines whether the runtime or systemd starts the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// The runtime starts the plugin from its plugin directory.
+    /// The runtime starts the plugin from the runtime's plugin directory.
     Launched,
     /// systemd starts the plugin as a service.
     External,
@@ -87,7 +87,7 @@ pub fn configure(node: &Node, config: &str) -> Result<()> {
         .context("changing the configuration")
 }
 
-/// Removes the plugin and its state from the node, if it is installed.
+/// If the plugin is installed, removes the plugin and its state from the node.
 pub fn remove(node: &Node) -> Result<()> {
     node.run(&format!(
         "if [ -e {UNIT} ]; then
@@ -119,7 +119,7 @@ pub fn restart_runtime(node: &Node) -> Result<()> {
         .context("restarting the runtime")
 }
 
-/// Switches a runtime that has one cgroup driver at a time to this driver.
+/// Changes the cgroup driver of a runtime that has only one driver at a time.
 ///
 /// The node must not have pods.
 pub fn switch_driver(node: &Node, driver: Driver) -> Result<()> {

@@ -32,8 +32,8 @@ pub struct Memory {
 /// Reads the values of several cgroups (paths below [`ROOT`]) with one command.
 ///
 /// crun puts a container's processes into the cgroup `container` within the container's scope. For
-/// such a container, the protection comes from the scope, and each limit is the lower limit of both
-/// cgroups.
+/// such a container, the returned protection is that of the scope. Each returned limit is the lower
+/// limit of both cgroups.
 pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
     let mut script = String::new();
     for cgroup in cgroups {
@@ -140,7 +140,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// Expects `value` in `file` of `cgroup`.
+    /// Returns the expectation that `file` of `cgroup` contains `value`.
     pub fn new(cgroup: impl Into<String>, file: &'static str, value: u64) -> Expected {
         Expected { cgroup: cgroup.into(), file, value }
     }
@@ -151,10 +151,11 @@ impl Expected {
 pub struct Settled {
     /// The time of the last wrong value, by the node's clock. Zero if no value was ever wrong.
     pub after: Duration,
-    /// The number of completed checks of all files until this time, by a shell on the node.
+    /// The number of checks that a shell on the node completed until this time. Each check reads
+    /// all files.
     ///
     /// The shell pauses for 5 ms between checks. A busy host slows down the checks together with
-    /// the node, so this number depends less on the host's load than the time.
+    /// the node. Therefore the number of checks depends less on the host's load than the time does.
     pub looks: u64,
 }
 

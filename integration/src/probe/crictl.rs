@@ -42,7 +42,7 @@ pub fn exec(node: &Node, container: &str, command: &str) -> Result<Output> {
 /// Runs `crictl stop` without a grace period and then `crictl rm`.
 ///
 /// `crictl stop` and `crictl rm` can fail for a moment while the container ends. This function
-/// retries them up to seven times, as the kubelet does.
+/// retries both commands up to seven times, as the kubelet does.
 pub fn remove(node: &Node, container: &str) -> Result<()> {
     let script = format!(
         "for again in 1 1 1 1 1 1 1 0; do

@@ -12,7 +12,7 @@ use crate::tools::cache::Key;
 use crate::tools::command::run;
 use crate::tools::go::Programs;
 
-/// Adds the programs that [`install`] installs to a key.
+/// Adds to a cache key the programs that [`install`] installs.
 pub(crate) fn add_programs(runtime: Runtime, key: &mut Key) {
     match runtime {
         Runtime::Containerd17 | Runtime::Containerd21 => {}

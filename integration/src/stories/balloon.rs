@@ -9,7 +9,7 @@ use crate::machine::Node;
 use crate::probe::cgroup;
 use crate::stories::resizes::read_fate;
 
-/// The pods of [`balloon`]: name, request, limit and final usage, the latter three in MiB.
+/// The pods of [`balloon`]: name, request in MiB, limit in MiB and final usage in MiB.
 ///
 /// The first two pods stay within their requests. The other pods use more than three times their
 /// requests but less than their memory.high. Together the pods use more memory than the node has.
@@ -187,7 +187,7 @@ fn refaults(node: &Node, script: &str) -> Result<u64> {
     })
 }
 
-/// Parses lines with an exit status and milliseconds.
+/// Parses lines that each contain an exit status and a duration in milliseconds.
 fn latency(lines: &str) -> Result<Latency> {
     let mut latency = Latency { count: 0, failures: 0, slowest: 0 };
     for line in lines.lines().filter(|line| !line.is_empty()) {

@@ -17,9 +17,9 @@ use crate::probe::{cgroup, crictl};
 pub const REQUEST: u64 = 100 * MIB;
 /// The page cache of each of the two containers before the pressure, in bytes.
 pub const CACHE: u64 = 80 * MIB;
-/// The memory limit of all pods during the contest.
+/// The memory limit of the cgroup of all pods during the contest.
 const ALL_PODS: u64 = 300 * MIB;
-/// The first allocation of the hog.
+/// The first allocation of the best-effort container, the hog.
 ///
 /// This allocation fits into the limit of all pods together with one cache, but not with both
 /// caches.
@@ -30,7 +30,8 @@ const STEP: u64 = 8 * MIB;
 const RECLAIMS: usize = 5;
 const LIMIT: u64 = 160 * MIB;
 
-/// Two burstable containers with page cache and a best-effort hog, each in a pod of its own.
+/// Two burstable containers with page cache and a best-effort container, the hog. Each container is
+/// in a pod of its own.
 ///
 /// One container requests enough memory to protect its cache. The other container requests only 1
 /// MiB.
@@ -113,8 +114,8 @@ impl<'n> Contest<'n> {
     /// The reclaim is repeated up to `RECLAIMS` times until `is_wanted` accepts the remaining
     /// caches. Returns the remaining caches.
     ///
-    /// The kernel uses its older LRU meanwhile. With multi-generational LRU, Linux 6.12 and 7.2
-    /// ignore memory.min for a reclaim through the root's memory.reclaim.
+    /// During the reclaims, the kernel uses its older LRU. With multi-generational LRU, Linux 6.12
+    /// and 7.2 ignore memory.min for a reclaim through the root's memory.reclaim.
     pub fn on_a_full_node(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
         self.node
             .run("echo n > /sys/kernel/mm/lru_gen/enabled")
@@ -173,15 +174,15 @@ pub fn small_container() -> ContainerSpec {
     ContainerSpec::new("app").limit(SMALL_LIMIT).cpu(2000)
 }
 
-/// Fills half of the pod's memory with anonymous memory and then reads a file of three times its
-/// limit.
+/// Fills half of the pod's memory limit with anonymous memory and then reads a file of three times
+/// the limit.
 ///
 /// Returns the workload's answer: the number of bytes that it read, or `gone`.
 ///
 /// The usage must reach the pod's limit before the container's equal limit. The kernel charges
 /// whole folios, so the other memory of the pod must be larger than one folio. The sandbox of the
-/// test uses almost no memory. So a file in memory charges 1 MiB to the sandbox, as much as a
-/// monitor process. A small read-ahead keeps the folios small.
+/// test uses almost no memory. A file in memory therefore charges 1 MiB to the sandbox, as much as
+/// a monitor process would use. A small read-ahead keeps the folios small.
 pub fn read_more_than_fits(kubelet: &Kubelet<'_>, node: &Node, pod: &Pod) -> Result<String> {
     let monitor =
         format!("echo $$ > {}/{}/cgroup.procs", cgroup::ROOT, kubelet.sandbox_cgroup(pod));

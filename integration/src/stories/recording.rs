@@ -11,10 +11,10 @@ use crate::probe::cgroup::{MAX, ROOT};
 const SCRIPT: &str = "/run/recorder.sh";
 const SAMPLES: &str = "/run/recorder.samples";
 
-/// The script. The arguments of the script are the pod's cgroup and the name of the sandbox's
-/// cgroup within the pod. The script starts no processes, because a process would cost more time
-/// than the reads. The pipe never has data, so a `read` with a timeout is a pause. The container
-/// may end and restart meanwhile. meanwhile.
+/// The script that records the values. The script takes two arguments: the pod's cgroup, and the
+/// name of the sandbox's cgroup within the pod. The script starts no processes, because a process
+/// would cost more time than the reads. The pipe never has data, so a `read` with a timeout is a
+/// pause. During a recording the container may end and restart.
 const RECORDER: &str = r#"
 cd "$1"
 exec {pause}<> <(:)
@@ -45,7 +45,8 @@ pub struct Sample {
     pub at: u64,
     /// The pod's oom_kill count so far.
     ///
-    /// If the kernel kills all processes of a container at once, it counts one of them twice.
+    /// If the kernel kills all processes of a container at once, the kernel counts one of the
+    /// processes twice.
     pub kills: u64,
     /// The pod's memory.max. [`MAX`] stands for no limit.
     pub pod_max: u64,
@@ -108,7 +109,8 @@ impl<'n> Recorder<'n> {
 
 /// Parses a line of the script.
 ///
-/// The line has the time, the kills, the pod's memory.max and three values of the container or `-`.
+/// The line has the time, the kills and the pod's memory.max. The rest of the line is three values
+/// of the container, or `-`.
 fn parse(line: &str) -> Result<Sample> {
     let read = |word: &str| match word {
         "-" => Ok(None),
@@ -131,10 +133,10 @@ fn parse(line: &str) -> Result<Sample> {
 }
 
 /// Returns the times of OOM kills in the pod: for each kill the time of the first sample that
-/// counts it.
+/// includes the kill.
 ///
-/// Increases in consecutive samples are one kill. If the kernel kills a whole container, it counts
-/// the processes one after another.
+/// Increases in consecutive samples count as one kill. If the kernel kills a whole container, the
+/// kernel counts the container's processes one after another.
 pub fn kills(samples: &[Sample]) -> Vec<u64> {
     let mut counted =
         samples.windows(2).map(|pair| (pair[1].at, pair[1].kills > pair[0].kills)).peekable();

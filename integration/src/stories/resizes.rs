@@ -60,7 +60,8 @@ pub fn run_satisfied(kubelet: &mut Kubelet<'_>, node: &Node) -> Result<Pod> {
     Ok(pod)
 }
 
-/// Decreases the limit of the container in [`run_satisfied`] to 100 MiB, which is below its usage.
+/// Decreases the limit of the container in [`run_satisfied`] to 100 MiB, which is below the
+/// container's usage.
 pub fn decrease_limit(kubelet: &mut Kubelet<'_>, pod: &mut Pod) -> Result<()> {
     kubelet.resize(pod, "app", Some(64 * MIB), Some(100 * MIB))
 }

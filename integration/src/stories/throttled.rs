@@ -42,7 +42,7 @@ pub struct Stall {
     pub current: u64,
     /// The number of times that the container exceeded memory.high.
     pub times: u64,
-    /// Whether the workload has answered, which it does when the allocation completes.
+    /// Whether the workload has answered. The workload answers when the allocation completes.
     pub is_satisfied: bool,
 }
 

@@ -29,8 +29,8 @@ pub fn name(line: &str) -> Option<&str> {
 
 /// Replaces the blocks of a document that show outputs.
 ///
-/// Returns the new document and the names of the outputs that changed. `outputs` has the text of
-/// each output by name.
+/// Returns the new document and the names of the outputs that changed. `outputs` contains the text
+/// of each output under the name of the output.
 pub fn replace(
     document: &str,
     outputs: &BTreeMap<&'static str, String>,

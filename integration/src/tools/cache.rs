@@ -4,7 +4,7 @@
 //! of the entry. A new entry is built in another directory and then renamed, so that every existing
 //! entry is complete. A file lock per name keeps two processes from building the same entry.
 //!
-//! Each file that builds an entry also makes the entry's key, from four kinds of inputs:
+//! Each source file that builds an entry also makes the entry's key, from four kinds of inputs:
 //!
 //! - Data that the build uses: versions, arguments of commands, and scripts for the node
 //!   ([`Key::add`]). The build and the key read the same constant or call the same function.
@@ -94,7 +94,7 @@ impl Key {
         Ok(self)
     }
 
-    /// Adds another entry by its key.
+    /// Adds the key of another entry.
     pub fn add_key(&mut self, name: &str, key: &Key) -> &mut Self {
         self.add(name, key.hex())
     }

@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use crate::tools::cache::{self, Key};
 use crate::tools::command::run;
 
-/// The environment variable of every build: the programs need no C library.
+/// An environment variable for every build. With this value, the programs need no C library.
 const ENVIRONMENT: (&str, &str) = ("CGO_ENABLED", "0");
 
-/// The flags of every build. The programs contain no paths of this machine.
+/// The flags of every build. With these flags, the programs contain no paths of this machine.
 const FLAGS: [&str; 2] = ["-trimpath", "-buildvcs=false"];
 
 /// Programs to build from one Go module.
@@ -24,7 +24,7 @@ pub struct Programs {
     pub version: &'static str,
     /// The build tags.
     pub tags: &'static [&'static str],
-    /// The Go variable to set to the version without the `v`.
+    /// The Go variable that the build sets to the version without the `v`.
     ///
     /// `None` if the program determines its version itself.
     pub version_variable: Option<&'static str>,
@@ -132,7 +132,8 @@ pub(crate) struct Build<'a> {
 impl Build<'_> {
     /// Builds the packages of the module in the directory `source`.
     ///
-    /// `output` is the path of the program, or of a directory if it ends with a slash.
+    /// `output` is the path of the program. A path that ends with a slash is a directory for the
+    /// programs.
     pub(crate) fn run(&self, source: &Path, output: &Path) -> Result<()> {
         let mut command = Command::new("go");
         command.current_dir(source).env(ENVIRONMENT.0, ENVIRONMENT.1);
@@ -140,7 +141,7 @@ impl Build<'_> {
         run(command.arg("-o").arg(output).args(self.packages)).map(|_| ())
     }
 
-    /// Adds the call to a key.
+    /// Adds the call of `go` to a cache key.
     pub(crate) fn add_to(&self, key: &mut Key) {
         key.add("environment", format!("{}={}", ENVIRONMENT.0, ENVIRONMENT.1));
         let words = self.verb.iter().chain(&FLAGS).copied();

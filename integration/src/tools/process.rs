@@ -1,4 +1,4 @@
-//! Child processes that end with the thread that started them, and free ports for them.
+//! Child processes that end with the thread that started them, and free ports for these processes.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-/// The program that sets the signal for the end of the parent thread and then becomes the child.
+/// A program that asks the kernel to kill it at the end of the parent thread, and then becomes the
+/// child.
 const LAUNCHER: &str = "setpriv";
 
 /// A child process.

@@ -23,7 +23,7 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// Creates new directories and removes those of ended processes.
+    /// Creates new directories and removes the directories of ended processes.
     pub(crate) fn create() -> Result<RunDir> {
         let parent = cache::directory()?.join("run");
         fs::create_dir_all(&parent).with_context(|| format!("creating {}", parent.display()))?;
@@ -32,8 +32,8 @@ impl RunDir {
             .prefix("node-")
             .tempdir()
             .context("creating a directory for sockets")?;
-        // Rename the directory to its final name only after its lock is held. Without this order,
-        // another process could remove the directory as abandoned.
+        // Rename the directory to its final name only after this process holds the directory's
+        // lock. Without this order, another process could remove the directory as abandoned.
         let work = tempfile::Builder::new().prefix(".new-").tempdir_in(&parent);
         let work = work.with_context(|| format!("creating a directory in {}", parent.display()))?;
         let lock = File::create_new(work.path().join("lock")).context("creating a run lock")?;
@@ -57,7 +57,7 @@ impl Drop for RunDir {
     }
 }
 
-/// Removes the directories of ended processes that did not remove them.
+/// Removes the directories that ended processes left behind.
 ///
 /// The locks of such directories are free.
 fn sweep(parent: &Path) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The directories beside cargo's own ones in the target directory.
+//! The directories that are beside cargo's own directories in the target directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,8 @@
 //! Tests with other NRI programs while the plugin is connected. Real plugins of containerd/nri work
 //! beside the plugin, and CRI-O's own NRI tests pass.
 //!
-//! `integration/src/placement/peers.rs` describes these plugins and tests and names their sources.
+//! `integration/src/placement/peers.rs` describes these plugins and tests and names the sources of
+//! both.
 
 #[cfg(feature = "every-combination")]
 use std::time::Duration;
@@ -50,8 +51,9 @@ macro_rules! conformance {
 conformance!(containerd_2_4, Containerd24, Systemd);
 conformance!(crio_1_36, Crio136, Systemd);
 
-/// Returns how often the plugin's process has connected to the runtime and synchronized, and the
-/// invocation ID of the plugin's service.
+/// Returns two facts about the plugin. The first one is how often the plugin's process has
+/// connected to the runtime and synchronized. The second one is the invocation ID of the plugin's
+/// service.
 ///
 /// # Errors
 ///
@@ -71,8 +73,8 @@ fn connections(node: &Node) -> Result<String> {
 fn plugins_of_others(node: &Node, driver: Driver) -> Result<()> {
     peers::put_plugins(node)?;
     let mut kubelet = Kubelet::start(node, driver)?;
-    // The differ connects two plugins: index 00 comes before all other plugins, index 99 after
-    // them.
+    // The differ connects two plugins. The plugin with index 00 comes before all other plugins, and
+    // the plugin with index 99 comes after them.
     let plugins = [
         ("logger", "-idx 05 -log-file /tmp/logger.log", "05-logger"),
         ("ulimit-adjuster", "-idx 20", "20-ulimit-adjuster"),

@@ -1,5 +1,5 @@
-//! The control group: tests on nodes without the plugin. The control group proves that the results
-//! of the other tests come from the plugin.
+//! The control group: tests on nodes without the plugin. The control group proves that the plugin
+//! causes the results of the other tests.
 
 use std::time::Duration;
 
@@ -233,8 +233,8 @@ fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) ->
             .map(|_| ())
     };
     let (reload, left) = match driver {
-        // After a daemon-reload systemd 257 writes its own values only with the next change of the
-        // unit.
+        // After a daemon-reload, systemd 257 writes the values of a unit's properties only with the
+        // next change of the unit.
         Driver::Systemd => (
             "systemctl daemon-reload; systemctl set-property --runtime kubepods.slice CPUWeight=50",
             0,
@@ -302,8 +302,8 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
     kubelet.remove_pod(&pod)?;
 
     // The container must grow while the runtime writes the limit. The right pace depends on the
-    // machine. If the runtime refused the limit decrease, the container had grown too fast. If the
-    // limit decrease caused no kill, the container had grown too slowly.
+    // machine. If the runtime refuses the limit decrease, the container has grown too fast. If the
+    // limit decrease causes no kill, the container has grown too slowly.
     let (mut pace, mut tried) = (8.0, Vec::new());
     while tried.len() < 20 {
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
@@ -360,7 +360,7 @@ fn pods_that_use_more_than_the_node_has_take_it_from_the_system(
     driver: Driver,
 ) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    // Pages of page cache, 32 MiB: most of the 40 MiB that the service in system.slice reads.
+    // 32 MiB as pages of page cache. The service in system.slice reads 40 MiB.
     let most = 8192;
     let balloon = stories::balloon(&mut kubelet, node, most)?;
     println!("{} {driver}: without the plugin: {balloon:?}", node.runtime());

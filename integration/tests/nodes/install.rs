@@ -45,9 +45,10 @@ fn app() -> ContainerSpec {
     ContainerSpec::new("app")
 }
 
-/// Returns the operator's configuration file of the runtime, and the command that switches NRI off
-/// in this file. Also returns the drop-in file that switches NRI on again. Returns `None` if NRI
-/// stays on.
+/// Returns three texts for a runtime in which the operator has switched NRI off, and `None` for a
+/// runtime in which NRI stays on. The first text is the path of the operator's configuration file.
+/// The second text is the command that switches NRI off in this file. The third text is the path of
+/// the drop-in file that switches NRI on again.
 fn switched_off(runtime: Runtime) -> Option<(&'static str, &'static str, &'static str)> {
     match runtime {
         // containerd 1.7 has NRI off by default, so removing the setting is enough.
@@ -67,7 +68,7 @@ fn switched_off(runtime: Runtime) -> Option<(&'static str, &'static str, &'stati
     }
 }
 
-/// Lists all files and units that an installation may leave behind.
+/// Lists all files and units that an installation may leave on the node.
 fn traces(node: &Node) -> Result<String> {
     let listed = node.run(&format!(
         "{{ find /etc /opt /usr/local /run/plimsoll /run/systemd/system -printf '%p %y %s %l\\n' 2>/dev/null || true; }} | sort
@@ -84,8 +85,8 @@ fn values(node: &Node, pod: &Pod) -> Result<Vec<Memory>> {
     cgroup::memory(node, &cgroup::chain(&pod.container("app")?.cgroup))
 }
 
-/// Waits until memory.min of the pod's container is the request. The plugin reconciles containers
-/// that already ran only after it has become ready.
+/// Waits until memory.min of the pod's container is the request. The plugin reconciles the
+/// containers that already ran. This work begins only after the plugin has become ready.
 fn protected(node: &Node, pod: &Pod) -> Result<()> {
     let expected = [Expected::new(&pod.container("app")?.cgroup, "memory.min", 32 * MIB)];
     cgroup::settle(node, "", &expected, Duration::from_millis(200), Duration::from_secs(60))
@@ -222,14 +223,14 @@ fn clean_up(node: &Node, kubelet: &mut Kubelet, pod: &Pod) -> Result<()> {
 fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> Result<()> {
     let (mut kubelet, pod) = prepare(node, driver)?;
     let (before, values_before) = (traces(node)?, values(node, &pod)?);
-    // A runtime leaves its socket behind when NRI is switched off, so `prepare` has removed the
-    // socket. `uninstall` may also leave a socket behind. A leftover socket is harmless and does
-    // not come from the plugin, so `traces` does not list it.
+    // A runtime does not remove its socket when NRI is switched off, so `prepare` has removed the
+    // socket. After `uninstall` the node may have such a socket too. The socket is harmless and the
+    // plugin has not made it, so `traces` does not list the socket.
     let switched_off = switched_off(node.runtime());
     let is_on = node.try_run("test -S /run/nri/nri.sock")?.status.success();
     assert_eq!(is_on, switched_off.is_none(), "whether NRI is enabled");
 
-    // Without an answer to its question, `install` shows the plan and does nothing.
+    // If nobody answers its question, `install` shows the plan and does nothing.
     let shown = node.try_run(&format!("{DOWNLOAD} install </dev/null"))?;
     assert_eq!(shown.status.code(), Some(1), "{}", shown.stderr);
     println!("{}", shown.stdout);
@@ -302,7 +303,7 @@ fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result
         placement::CONFIG
     );
     node.run(&reserve).context("checking the protection of system.slice")?;
-    // The plugin can also remove the settings that systemd keeps for cgroups that are gone.
+    // The plugin can also remove the settings that systemd keeps for removed cgroups.
     let kept = "nsenter --mount --target $(systemctl show plimsoll --property MainPID --value) test -w /run/systemd/system.control";
     node.run(kept).context("removing the plugin's unit settings")?;
     let drop_in = "/run/systemd/system/plimsoll.service.d";

@@ -11,8 +11,8 @@ use integration::kubelet::MIB;
 use integration::probe::cgroup::{self, Expected, MAX};
 use integration::stories::memory_high;
 
-/// Configuration of the DaemonSet. `nodeGuard` is the kubelet's `systemReserved` (400 MiB) plus its
-/// hard eviction threshold (100 MiB). Services of the system use 300 MiB.
+/// Configuration of the DaemonSet. `nodeGuard` is the kubelet's `systemReserved` (400 MiB) plus the
+/// kubelet's hard eviction threshold (100 MiB). Services of the system use 300 MiB.
 const CONFIG: &str = "nodeGuard: 500Mi\n";
 
 /// Memory request of the DaemonSet's own pod, in bytes.
@@ -20,8 +20,8 @@ const OWN_REQUEST: u64 = 32 * MIB;
 
 const BURSTABLE: &str = "kubepods.slice/kubepods-burstable.slice";
 
-/// Timeout for steps that the kubelet does within seconds or with its next retry. A busy machine
-/// needs minutes.
+/// Timeout for steps that the kubelet does within seconds or with its next retry. On a busy
+/// machine, such a step takes minutes.
 const PATIENCE: &str = "--timeout=300s";
 
 /// Creates the pods of a file in `manifests/` and waits until these pods are ready.
@@ -115,7 +115,7 @@ fn cgroups(cluster: &Cluster, pod: &str) -> [String; 2] {
     [pod, container]
 }
 
-/// Waits until cgroup files hold these values.
+/// Waits until cgroup files have these values.
 fn settle(cluster: &Cluster, expected: &[(&str, &'static str, u64)]) {
     let expected: Vec<_> =
         expected.iter().map(|&(cgroup, file, value)| Expected::new(cgroup, file, value)).collect();
@@ -123,8 +123,8 @@ fn settle(cluster: &Cluster, expected: &[(&str, &'static str, u64)]) {
 }
 
 /// Lets the container `stress` use 150 MiB. Returns the smallest limit in whole MiB that is at
-/// least 1 MiB above the usage of the pod. The kubelet accepts this limit. Plimsoll refuses it,
-/// because 1/25 of a limit must stay free.
+/// least 1 MiB above the usage of the pod. The kubelet accepts this limit. Plimsoll refuses the
+/// limit, because 1/25 of a limit must stay free.
 fn fill(cluster: &Cluster, pod: &str) -> u64 {
     assert!(call(cluster, "stress", &format!("alloc {}", 150 * MIB)).starts_with("ok"));
     // Reclaim memory first. Without this reclaim, Plimsoll could later reclaim enough memory to
@@ -209,7 +209,7 @@ mod plimsoll {
             // The kubelet itself refuses a limit below the usage and does not ask the runtime.
             resize(cluster, "stress", "120Mi");
             until_refused(cluster, "stress", "below current usage");
-            // The kubelet accepts a limit slightly above the usage, but Plimsoll refuses it.
+            // The kubelet accepts a limit slightly above the usage, but Plimsoll refuses the limit.
             resize(cluster, "stress", &format!("{tight}Mi"));
             until_refused(cluster, "stress", "plimsoll");
             let kubelets = event(cluster, "stress", "ResizeError", "plimsoll");
@@ -245,8 +245,8 @@ mod plimsoll {
     }
 }
 
-/// Scenarios that run only in `hack/check full`. Each takes minutes on an emulated node with a
-/// kubelet.
+/// Scenarios that run only in `hack/check full`. Each scenario takes minutes on an emulated node
+/// with a kubelet.
 #[cfg(feature = "every-combination")]
 mod more {
     use super::*;
@@ -273,7 +273,7 @@ mod more {
         log.lines().map(str::to_owned).collect()
     }
 
-    /// Field with the pod-level memory limit in force, for all containers of the pod together.
+    /// Field with the current memory limit at pod level, for all containers of the pod together.
     const POD_LIMIT: &str = ".status.resources.limits.memory";
 
     fn resize_shared(cluster: &Cluster, limit: &str) {
@@ -320,7 +320,7 @@ mod more {
             Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
                 let path = format!("{}/manifests/hungry.yaml", env!("CARGO_MANIFEST_DIR"));
                 cluster.kubectl(&["apply", "-f", &path]).unwrap();
-                // After its second restart the container is down for 20 seconds.
+                // After the second restart the container is down for 20 seconds.
                 let state = "jsonpath={.status.containerStatuses[0]['restartCount', 'state.terminated.reason', 'state.waiting.reason']}{\"\\n\"}";
                 let is_down =
                     |line: &str| ["2 OOMKilled", "2 CrashLoopBackOff"].contains(&line.trim_end());
@@ -330,8 +330,8 @@ mod more {
                 resize(cluster, "hungry", "200Mi");
                 until_resized(cluster, "hungry", "200Mi");
                 // Wait until a container has all the memory that it needs. On a slow machine the
-                // kubelet restarts the container once more before the resize, and the kernel
-                // OOM-kills it once more.
+                // kubelet restarts the container one more time before the resize. The kernel then
+                // OOM-kills the container one more time.
                 let root = cgroup::ROOT;
                 let script = format!(
                     "timeout 110 sh -c 'until awk \"/^anon / && \\$2 >= {} {{ print FILENAME; found = 1; exit }} END {{ exit !found }}\" \
@@ -357,14 +357,14 @@ mod more {
                         (container, "memory.high", memory_high(32 * MIB, 200 * MIB)),
                     ],
                 );
-                // From then on, the kernel does not kill the container again.
+                // After this wait, the kernel does not kill the container again.
                 assert_eq!(cgroups(cluster, "hungry"), [pod, container.to_owned()]);
                 assert_eq!(restarts(cluster, "hungry"), before);
             });
         }
 
-        /// In its default configuration the kubelet sends the kernel's defaults of memory files
-        /// with each update.
+        /// With each update, a kubelet in its default configuration sends the kernel's default
+        /// values of memory files.
         #[test]
         fn resizes_of_cpu_leave_memory_to_the_policy() {
             Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {

@@ -1,4 +1,4 @@
-//! All tests that run on nodes. All node tests are in one test program, so that the cases share
+//! All tests that run on nodes. All of these tests are one test program, so that the cases share
 //! nodes.
 
 mod conformance;

@@ -34,8 +34,8 @@ mod values_of {
     });
 }
 
-/// Returns the default configuration. A running plugin ignores an empty file and keeps the
-/// configuration in force.
+/// Returns the default configuration. The text is not empty, because a running plugin ignores an
+/// empty file and keeps its current configuration.
 fn config() -> String {
     "{}\n".to_owned()
 }
@@ -45,7 +45,8 @@ const PAGE: u64 = 4096;
 /// Distance between memory.min and the limit, in bytes: the default of `memoryMinHeadroom`.
 const HEADROOM: u64 = 2 * MIB;
 
-/// Returns memory.high by KEP-2570: floor((request + factor * (limit - request)) / page) * page.
+/// Returns the memory.high that KEP-2570 defines: floor((request + factor * (limit - request)) /
+/// page) * page.
 fn high(request: u64, ceiling: u64, factor: f64) -> u64 {
     ((request as f64 + factor * (ceiling as f64 - request as f64)) / PAGE as f64).floor() as u64
         * PAGE
@@ -55,8 +56,8 @@ fn app() -> ContainerSpec {
     ContainerSpec::new("app")
 }
 
-/// Returns whether systemd or the runtime has started the plugin, because a test case does not get
-/// this information.
+/// Returns the placement of the plugin: whether systemd or the runtime has started the plugin. A
+/// test case does not get this information otherwise.
 fn mode(node: &Node) -> Result<Mode> {
     let external = node.try_run("systemctl --quiet is-active plimsoll")?.status.success();
     Ok(if external { Mode::External } else { Mode::Launched })
@@ -70,8 +71,8 @@ fn values(node: &Node, pod: &Pod) -> Result<(u64, u64, u64, u64)> {
     Ok((min, low, high, max))
 }
 
-/// Returns the memory values that the runtime has stored and would set again. Omits keys without a
-/// stored value.
+/// Returns the memory values that the runtime has stored and would set again. Omits keys for which
+/// the runtime has stored no value.
 fn stored(node: &Node, pod: &Pod) -> Result<Vec<(String, String)>> {
     let inspected = crictl::inspect(node, &pod.container("app")?.id)?;
     let unified = crictl::stored_unified(&inspected).as_object().cloned().unwrap_or_default();
@@ -101,8 +102,8 @@ fn every_class_gets_its_values(node: &Node, driver: Driver) -> Result<()> {
         "Guaranteed"
     );
 
-    // The request is not a multiple of the page size. memory.min holds whole pages, but the runtime
-    // stores the exact request.
+    // The request is not a multiple of the page size. memory.min is rounded to whole pages, but the
+    // runtime stores the exact request.
     let request = 33_333_333;
     let burstable = kubelet
         .run_pod(PodSpec::new("burstable").container(app().request(request).limit(96 * MIB)))?;
@@ -150,8 +151,8 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
         "annotation"
     );
 
-    // The OOM score gives the request only to within 1/1000 of the node's memory. The plugin uses
-    // the lowest possible request.
+    // The plugin can derive the request from the OOM score only to within 1/1000 of the node's
+    // memory. The plugin uses the lowest possible request.
     let pod = kubelet.run_pod(spec("scored"))?;
     let score = kubelet.oom_score_adj(pod.spec.qos(), &pod.spec.containers[0]);
     let lowest = ((1000 - score).unsigned_abs() * kubelet.capacity()).div_ceil(1000);
@@ -206,9 +207,9 @@ fn annotations_override_the_configuration_and_bad_ones_do_not(
 
 /// Waits until the container has these values.
 ///
-/// The runtime may pause for long between its request to the plugin and its own write. The plugin
-/// then assumes that the runtime does not write, and sets the values itself. The runtime's late
-/// write then sets other values for a moment.
+/// A long time may pass between the runtime's request to the plugin and the runtime's own write.
+/// The plugin then assumes that the runtime does not write, and sets the values itself. The
+/// runtime's late write then sets other values for a moment.
 fn holds(node: &Node, pod: &Pod, values: [(&'static str, u64); 3]) -> Result<()> {
     let cgroup = &pod.container("app")?.cgroup;
     let expected = values.map(|(file, value)| Expected::new(cgroup, file, value));
@@ -299,10 +300,10 @@ fn running_containers_are_brought_back_after_a_restart(node: &Node, driver: Driv
         placement::wait_for_journal(node, unit(node, mode), "verified", &script)?;
         assert_eq!(values(node, &pod)?, expected, "{restart}");
     }
-    // The plugin's processes from before the restart have ended. In external mode the plugin has
-    // one process, which connects over the socket. In launched mode the plugin has two processes.
-    // The runtime launched the first process, and the second process survives when the runtime
-    // closes the connection.
+    // The plugin's processes from before the restart have ended. An external plugin has one
+    // process, which connects over the socket. A launched plugin has two processes. The runtime
+    // launched the first process, and the second process survives when the runtime closes the
+    // connection.
     let processes = node
         .run("for exe in /proc/[0-9]*/exe; do readlink $exe; done | grep -c plimsoll || true")?
         .stdout;

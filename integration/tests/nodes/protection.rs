@@ -1,9 +1,9 @@
-//! Tests of memory protection on real nodes: values of the whole cgroup hierarchy, repair of
-//! foreign writes, and restore.
+//! Tests of memory protection on real nodes: values of the whole cgroup hierarchy, repair after
+//! writes of other programs, and `plimsoll restore`.
 //!
 //! The control group in `control.rs` shows that the same setups end differently without the plugin.
-//! Each printed time is by the node's clock, from the end of an action to the last moment at which
-//! a file was wrong.
+//! Each printed time is measured by the node's clock, from the end of an action to the last moment
+//! at which a file was wrong.
 
 use std::path::Path;
 use std::time::Duration;
@@ -46,18 +46,18 @@ const TIERED: &str = "memoryReservationPolicy: TieredReservation\n";
 /// Distance between memory.min of a container and its limit, in bytes: the default of
 /// `memoryMinHeadroom`.
 const HEADROOM: u64 = 2 * MIB;
-/// Promised maximum time until values are right after a foreign write or an event. The time that
-/// the runtime needs for the event does not count.
+/// Promised maximum time until values are right after an event or after another program's write.
+/// The time that the runtime needs for the event does not count.
 const SOON: Duration = Duration::from_secs(1);
-/// Number of checks that a shell on the node completes in [`SOON`] if the machine is otherwise
-/// idle: see [`Settled`].
+/// Number of checks that a shell on the node completes in [`SOON`] if no other program uses the
+/// machine: see [`Settled`].
 const SOON_LOOKS: u64 = 60;
 /// Time for which values must stay right.
 const HOLD: Duration = Duration::from_millis(400);
 /// Timeout for values to become right.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Reservation policy in force.
+/// Current reservation policy.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Policy {
     Hard,
@@ -129,7 +129,7 @@ fn settle(node: &Node, what: &str, script: &str, expected: &[Expected]) -> Resul
     Ok(settled)
 }
 
-/// Runs a script and waits until the files hold the expected values.
+/// Runs a script and waits until the files have the expected values.
 ///
 /// # Errors
 ///
@@ -256,7 +256,7 @@ fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Re
         allocatable > 300 * MIB && allocatable < 256 * MIB + first + second,
         "allocatable is {allocatable}"
     );
-    // The plugin protects the whole request of the Guaranteed pod. The file of each container holds
+    // The plugin protects the whole request of the Guaranteed pod. memory.min of each container is
     // the container's whole request.
     let exact = [
         Expected::new(&pods[0].cgroup, "memory.min", 256 * MIB),
@@ -307,8 +307,8 @@ fn a_protected_container_keeps_its_working_set_under_pressure(
     let left = contest.on_a_full_node(Left::is_protected)?;
     assert!(left.is_protected(), "on a full node: {left:?}");
 
-    // Show that the protection has no effect if memory.min of the QoS class is missing. Stop the
-    // plugin first, so that no repair follows.
+    // Show that a container's memory.min has no effect if memory.min of the QoS class is missing.
+    // Stop the plugin first, so that no repair follows.
     let class = kubelet.class_cgroup(Qos::Burstable);
     node.run(&format!("systemctl stop plimsoll; echo 0 > {}", file(&class, "memory.min")))?;
     let left = contest.below_the_limit_of_all_pods(Left::is_shared)?;
@@ -470,7 +470,7 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     let sum: u64 = pods.iter().map(Pod::live_request).sum();
     let contended = file(kubelet.top_cgroup(), "memory.min");
     settled(node, &format!("{driver}: two pods"), "", &expected(&kubelet, Policy::Hard, &pods))?;
-    // The writer undoes every repair, and first adds a line to /run/repairs.
+    // Before the writer undoes a repair, it adds a line to /run/repairs.
     let unit = format!("writer-{driver}");
     let writer = format!(
         "echo -n >/run/repairs; systemd-run --quiet --collect --unit {unit} bash -c 'while sleep 0.3; do
@@ -492,7 +492,8 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     }
     let repaired = repairs()?;
     assert!((1..=10).contains(&repaired), "repaired {repaired} times");
-    // The writer continues. The plugin no longer reacts and sleeps, so contention costs nothing.
+    // The writer continues. The plugin no longer reacts and sleeps, so the conflict costs no
+    // processor time.
     let woken = node.run(
         "woken() { awk '/^voluntary_ctxt_switches/ { sum += $2 } END { print sum }' /proc/$1/task/*/status; }
          process=$(systemctl show plimsoll --property MainPID --value)
@@ -502,7 +503,7 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     println!("{} {driver}: {repaired} repairs, then woken {woken} times in 3 s", node.runtime());
     assert!(woken < 100, "the plugin must not wake up more than 100 times in 3 s: {woken}");
     assert_eq!(repairs()?, repaired);
-    // The plugin still repairs the other levels.
+    // The plugin still repairs the other cgroups above containers.
     let class = file(&kubelet.class_cgroup(Qos::Burstable), "memory.min");
     let others = expected(&kubelet, Policy::Hard, &pods);
     let others: Vec<Expected> =
@@ -567,7 +568,7 @@ fn random_pod(random: &mut Random, turn: u64) -> PodSpec {
     }
 }
 
-/// Runs batches of random pods. After each batch the function may resize one pod, then removes
+/// Runs batches of random pods. After each batch, the function may resize one pod and then removes
 /// `batch - 1` pods. Returns the pods that remain.
 fn churn(
     kubelet: &mut Kubelet<'_>,
@@ -663,7 +664,8 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
             let files = ["container/cgroup.procs", "cgroup.procs", "cpu.max", "cpu.weight"];
             files.map(|name| format!(" {}", file(group, name)))
         });
-        // The processes are in one of the two cgroups.
+        // With crun the processes are in a child cgroup of the scope, and with runc in the scope
+        // itself.
         let files = node.run(&format!("grep -s . {} || true", files.collect::<String>()))?.stdout;
         Ok((limits.collect::<Vec<_>>(), files))
     };
@@ -756,14 +758,15 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(
     );
     assert!(["a", "b"].iter().all(|within| balloon.alive.contains(within)), "{balloon:?}");
     assert_eq!((balloon.runtime.failures, balloon.service.failures), (0, 0), "{balloon:?}");
-    // Measured: 2 and 9 pages with nodeGuard, 24,000 and more without. The test does not check
-    // times, because they depend on the load of this machine.
+    // A measurement showed 2 and 9 pages with nodeGuard, and 24,000 and more pages without
+    // nodeGuard. The test does not check times, because they depend on the load of this machine.
     assert!(
         balloon.refaults < 2048,
         "the kernel must not reclaim the system's page cache: {balloon:?}"
     );
 
-    // The guard's values stay in force after writes of systemd and of a kubelet that restarts.
+    // The node guard's values stay in force after systemd writes its values and after a restarted
+    // kubelet writes its values.
     for (what, script) in [
         ("daemon-reload", "systemctl daemon-reload".to_owned()),
         ("the kubelet's update", kubelet.qos_update()),

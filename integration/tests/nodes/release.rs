@@ -129,7 +129,7 @@ fn the_program_needs_no_library_and_names_nobody_s_directories() {
     for directory in [root.to_str().unwrap(), &format!("{home}/.cargo")] {
         assert!(!has(directory), "the program must not contain {directory}");
     }
-    // The program contains source paths, so a directory would have been found by the checks above.
+    // The program contains source paths, so the checks above would have found a directory.
     assert!(has("plugin/src/"));
 }
 

@@ -1,5 +1,5 @@
 //! Tests of in-place resizes on real nodes: limit increases, limit decreases, and containers whose
-//! usage changes meanwhile.
+//! usage changes during a resize.
 //!
 //! The control group in `control.rs` shows that these scenarios end differently without the plugin.
 
@@ -386,7 +386,8 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(
             limits.iter().enumerate().map(of_container).collect::<Result<_>>()?;
         Ok(of_containers.into_iter().flatten().collect())
     };
-    // The kubelet's double does not raise the limit of the pod's cgroup here, so the plugin must.
+    // The kubelet double does not raise the limit of the pod's cgroup here, so the plugin must
+    // raise it.
     let at_once: String = ids.iter().map(|id| format!("cri update {id} {} & ", 30 * MIB)).collect();
     cgroup::settle(node, &format!("{at_once} wait"), &expected(&limits)?, HOLD, PATIENCE)?;
     let sum = [Expected::new(&pod.cgroup, "memory.max", limits.iter().sum())];
@@ -401,8 +402,8 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(
             (limits[index], is_stored[index]) = ((20 + random.below(40)) * MIB, true);
             let _ = writeln!(script, "cri update {} {}", ids[index], limits[index]);
         }
-        // In every second part, kill the plugin in the middle of the updates, so that systemd
-        // restarts it. In the other parts, restart the runtime after the updates.
+        // In every second part, kill the plugin in the middle of the updates. systemd then restarts
+        // the plugin. In the other parts, restart the runtime after the updates.
         if part % 2 == 0 {
             let middle = script.len() / 2;
             let line = middle + script[middle..].find('\n').unwrap_or_default() + 1;
@@ -445,7 +446,7 @@ fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Re
     // A limit of 0 means that the request does not change the limit.
     node.run(&format!("crictl update --memory 0 --cpu-share 77 {id}"))?;
     assert_eq!(stories::memory(node, &pod)?, before);
-    // A limit far above the node's memory, and no limit.
+    // The first limit is far above the node's memory. The second limit means no limit.
     for limit in ["9223372036854775807", "-1"] {
         let output = node.try_run(&format!("crictl update --memory={limit} {id}"))?;
         println!(

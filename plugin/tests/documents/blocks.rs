@@ -1,7 +1,7 @@
 //! Fenced code blocks of the documents.
 //!
-//! The info string after the fence tells what a test does with a block. CONTRIBUTING.md lists the
-//! info strings.
+//! The info string after the fence determines what a test does with a block. CONTRIBUTING.md lists
+//! the info strings.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use pulldown_cmark::{CodeBlockKind, Event, Parser, Tag, TagEnd};
 
 use crate::repository;
 
-/// The purpose of a block, by its info string.
+/// The purpose of a block, which follows from the block's info string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// `sh`: commands that a test runs.
@@ -32,7 +32,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Returns the kind for an info string, or `None` for an unknown one.
+    /// Returns the kind for an info string, or `None` for an unknown info string.
     fn parse(info: &str) -> Option<Self> {
         Some(match info {
             "sh" => Self::Script,
@@ -56,7 +56,7 @@ impl Kind {
 /// A fenced code block of a document.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    /// The document's path in the repository, and the line of the fence.
+    /// The document's path in the repository, and the line number of the fence.
     pub(crate) place: String,
     pub(crate) info: String,
     pub(crate) kind: Kind,
@@ -97,7 +97,7 @@ impl Block {
     }
 }
 
-/// A command of a block and the lines of output that the document shows below it.
+/// A command of a block and the lines of output that the document shows below the command.
 #[derive(Clone, Debug)]
 pub(crate) struct Command {
     pub(crate) text: String,

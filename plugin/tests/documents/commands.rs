@@ -1,4 +1,5 @@
-//! Commands that need no node. Their exit codes and outputs must be as the documents say.
+//! Commands that need no node. The commands must have the exit codes and outputs that the documents
+//! show.
 
 use std::process::Output;
 
@@ -8,7 +9,8 @@ use crate::sandbox::Sandbox;
 /// A line of output that stands for any number of lines.
 const OMITTED: [&str; 2] = ["…", "..."];
 
-/// Returns whether the lines are as shown, where a line `…` stands for any number of lines.
+/// Returns whether the lines are those that a document shows. In the document, a line `…` stands
+/// for any number of lines.
 fn matches(shown: &[String], lines: &[&str]) -> bool {
     match shown.split_first() {
         None => lines.is_empty(),
@@ -21,7 +23,8 @@ fn matches(shown: &[String], lines: &[&str]) -> bool {
     }
 }
 
-/// Runs the commands of a script or session. Returns an error for the first one that differs.
+/// Runs the commands of a script or session. Returns an error for the first command whose result
+/// differs from the document.
 fn run(block: &Block, sandbox: &Sandbox) -> Result<(), String> {
     if block.kind == Kind::Script {
         let output = sandbox.run(&format!("set -e\n{}", block.text));

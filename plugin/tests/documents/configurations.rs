@@ -1,4 +1,5 @@
-//! Configurations, manifests and dependencies in the documents. The programs must accept them.
+//! Configurations, manifests and dependencies that the documents show. The programs that read these
+//! texts must accept the texts.
 
 use crate::blocks::{self, Kind};
 use crate::sandbox::Sandbox;

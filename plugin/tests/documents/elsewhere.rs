@@ -1,5 +1,5 @@
-//! Commands that need a node, a cluster or a long build. No test of documents runs them, but the
-//! options, files and tests that they name must exist.
+//! Commands that need a node, a cluster or a long build. No test of documents runs these commands,
+//! but the options, files and tests in the commands must exist.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::blocks::{self, Block, Document, Kind};
 use crate::repository;
 use crate::sandbox::Sandbox;
 
-/// The directories of the repository whose files documents name in commands.
+/// The directories of the repository with files that commands in documents name.
 const DIRECTORIES: [&str; 4] = ["deploy/", "docs/", "hack/", "integration/"];
 
 /// The names of packages and their directories.
@@ -29,7 +29,8 @@ fn simple_commands(line: &str) -> Vec<Vec<String>> {
     commands.collect()
 }
 
-/// Returns what a command names but the repository or the program does not have.
+/// Returns descriptions of the files, commands, options and tests that a command names but that do
+/// not exist.
 fn missing(words: &[String], help: &mut impl FnMut(&str) -> Option<String>) -> Vec<String> {
     let mut missing = Vec::new();
     let Some((program, arguments)) = words.split_first() else {

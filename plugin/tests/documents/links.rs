@@ -11,7 +11,7 @@ use crate::repository;
 /// The headings and links of a document.
 #[derive(Default)]
 struct Document {
-    /// Headings, in the form that links use.
+    /// The anchor that GitHub makes for each heading.
     headings: BTreeSet<String>,
     /// Text and destination of each link.
     links: Vec<(String, String)>,
@@ -21,7 +21,8 @@ impl Document {
     fn read(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap();
         let mut document = Self::default();
-        // Text and destination of the open link, and the words of the latest heading.
+        // Text and destination of the link that has not ended yet, and the words of the latest
+        // heading.
         let (mut link, mut words) = (None, String::new());
         for event in Parser::new_ext(&text, Options::ENABLE_TABLES) {
             match event {
@@ -48,7 +49,7 @@ impl Document {
     }
 }
 
-/// Returns the name of a heading in links, in the form of GitHub.
+/// Returns the anchor that GitHub makes for a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
     kept.flat_map(char::to_lowercase)

@@ -1,4 +1,5 @@
-//! Outputs of nodes in the documents. `hack/outputs` writes them, so no person pastes them.
+//! Outputs of nodes in the documents. `hack/outputs` writes these outputs, so no person pastes
+//! them.
 
 use std::collections::BTreeSet;
 

@@ -20,7 +20,8 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// Makes a sandbox with the files of a document: its blocks with a file name.
+    /// Makes a sandbox with the files of a document. The files are the document's blocks that have
+    /// a file name.
     pub(crate) fn new(document: &Document) -> Self {
         let directory = tempfile::tempdir().unwrap();
         copy(&repository::directory().join("deploy"), &directory.path().join("deploy"));

@@ -291,7 +291,7 @@ fn manifests_are_checked_wherever_they_are_and_warnings_are_no_failure() {
     file(&dir, "a/service.json", "{\"kind\": \"Service\"}");
     file(&dir, "a/readme.md", "[");
     file(&dir, "z.yaml", &POD.replace("128Mi", "512Mi"));
-    // lint follows neither a symbolic link that forms a loop nor one to a missing file.
+    // lint follows neither a symbolic link that forms a loop nor a symbolic link to a missing file.
     std::os::unix::fs::symlink(dir.path(), dir.path().join("a/loop")).unwrap();
     std::os::unix::fs::symlink("/nonexistent", dir.path().join("a/gone.yaml")).unwrap();
     let ran = plimsoll(&["lint", as_str(dir.path())], "");

@@ -1,7 +1,8 @@
 //! Tests of the files that repeat the table of the configuration's fields. The files are the
 //! default configuration, the schema of the Helm chart, and docs/configuration.md.
 //!
-//! `PLIMSOLL_REGENERATE=1 cargo test -p plimsoll --test program configuration::` writes them.
+//! `PLIMSOLL_REGENERATE=1 cargo test -p plimsoll --test program configuration::` writes these
+//! files.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -28,8 +29,8 @@ fn check(file: &str, generate: impl FnOnce(&str) -> String) {
     );
 }
 
-/// Replaces the text between the first `start` and the first `end` after it. The texts `start` and
-/// `end` stay.
+/// Replaces the text between the first `start` and the first `end` that follows it. The texts
+/// `start` and `end` stay.
 fn replaced(text: &str, start: &str, end: &str, new: &str) -> String {
     let (before, rest) = text.split_once(start).expect(start);
     let (_, after) = rest.split_once(end).expect(end);
@@ -140,7 +141,7 @@ fn number(number: f64) -> Value {
     if number.fract() == 0.0 { json!(number as i64) } else { json!(number) }
 }
 
-/// Writes the row of a field in the documentation's table.
+/// Appends the row of a field to the rows of the documentation's table.
 fn row(rows: &mut String, name: &str, field: &Field) {
     let default = field.default.map_or("not set".to_owned(), |default| format!("`{default}`"));
     let null = if field.null.is_some() { ", or null" } else { "" };

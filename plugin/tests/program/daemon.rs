@@ -16,8 +16,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixDatagram;
 use tokio::time::{sleep, timeout};
 
-/// Kills `daemon`, which plays the runtime that launched the plugin. Checks that the plugin ends
-/// and does not reconnect.
+/// Kills `daemon`, which plays the role of the runtime that launched the plugin. Checks that the
+/// plugin ends and does not reconnect.
 async fn ends_with_its_runtime(node: &Node, daemon: &mut Daemon, runtime: &harness::Runtime) {
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();
@@ -296,7 +296,8 @@ async fn what_the_kubelet_itself_sends_tells_the_request_and_is_overruled_once_t
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
     let mut pod = Pod::new("burstable", "b", 200 * MIB);
-    // A kubelet with its own MemoryQoS sends these values. Some runtimes show them to plugins.
+    // A kubelet with its own MemoryQoS sends these values. Some runtimes show the values to
+    // plugins.
     let sent = unified(&[("memory.min", 100 * MIB), ("memory.high", 190 * MIB)]);
     pod.linux().resources.as_mut().unwrap().unified = sent;
     // Another plugin may have set these keys already. If two plugins set the same key, the runtime
@@ -445,9 +446,9 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
 
     let huge = good.replacen('{', &format!(r#"{{"padding":"{}","#, "x".repeat(10 << 20)), 1);
     node.replace("host/var/lib/kubelet/actuated_pods_state", &huge);
-    // Either the plugin reads the file in time, or it creates the container without the values that
-    // need the file. In the second case it sets these values after the start. The pod author's
-    // annotation does not count, because the checkpoint has a record.
+    // If the plugin has not read the file in time, it answers the create event without the values
+    // that need the file. The plugin then sets these values after the start. The pod author's
+    // annotation does not count, because the checkpoint has an entry for the container.
     let created = runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
@@ -460,8 +461,8 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     assert_eq!(runtime.read(&pod, "memory.min"), from_checkpoint["memory.min"]);
     assert_eq!(runtime.read(&pod, "memory.high"), from_checkpoint["memory.high"]);
 
-    // The file first has a newer version without readable data. The next version of the file is too
-    // large, and then a directory replaces the file.
+    // The first content of the file has a newer version, and the plugin cannot read its data. The
+    // next content of the file is too large. Then a directory replaces the file.
     let path = node.path("host/var/lib/kubelet/actuated_pods_state");
     node.replace(
         "host/var/lib/kubelet/actuated_pods_state",
@@ -484,8 +485,8 @@ async fn an_annotation_claims_no_more_than_the_oom_score_allows() {
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
-    // oom_score_adj is 990, so the request is below 11 thousandths of 8 GiB. The bound is one
-    // thousandth higher, because the kubelet may have read another MemTotal.
+    // oom_score_adj is 990, so the request is below 11 thousandths of 8 GiB. The plugin's maximum
+    // is one thousandth higher, because the kubelet may have read another MemTotal.
     let greedy = Pod::new("burstable", "b", 0)
         .scored(82 * MIB)
         .annotate("memory-request.plimsoll.nri.io", "3Gi");
@@ -784,7 +785,7 @@ async fn a_launched_plugin_with_a_broken_configuration_registers_and_exits_with_
     let node = Node::new();
     let (daemon, trunk) = node.launch();
     let config = "memoryThrottlingFactor: [\n".to_owned();
-    // If the plugin failed in this case, NRI 0.6.1 would not start.
+    // If the plugin failed in this case, a runtime with NRI 0.6.1 would not start.
     let runtime = node
         .serve(trunk, Options { config, nri_version: NriVersion(0, 6, 1), ..Options::default() })
         .await;
@@ -797,7 +798,7 @@ async fn a_launched_plugin_that_cannot_run_answers_the_runtime_before_it_gives_u
     let node = Node::new();
     fs::remove_file(node.path("host/sys/fs/cgroup/cgroup.controllers")).unwrap();
     let (mut daemon, trunk) = node.launch();
-    // If a plugin exits without an answer, NRI 0.6.1 does not start. containerd then does not start
+    // If a plugin exits without an answer, NRI 0.6.1 fails to start. Then containerd does not start
     // either.
     let runtime =
         node.serve(trunk, Options { nri_version: NriVersion(0, 6, 1), ..Options::default() }).await;

@@ -366,8 +366,8 @@ async fn names_and_annotations_that_are_meant_to_do_harm_do_none() {
             refused(&runtime, &pod).await;
         }
     }
-    // The longest possible name of a pod, 253 characters. The Event's name has the same maximum and
-    // a suffix, so it contains only a part of the pod's name.
+    // The longest possible name of a pod, 253 characters. The Event's name has the same maximum
+    // length and a suffix, so the Event's name contains only a part of the pod's name.
     let longest = cluster.pod(&"a".repeat(253), 250 * MIB).await;
     run(&runtime, &longest).await;
     refused(&runtime, &longest).await;

@@ -23,8 +23,8 @@ const KNOBS: [&str; 2] = ["memory.min", "memory.low"];
 /// A pod and its memory request in bytes.
 type Asking = (Pod, i64);
 
-/// Returns a node whose policy needs both files of kubepods. Another program has set memory.low of
-/// kubepods before the plugin starts.
+/// Returns a node with a policy for which the plugin sets both memory.min and memory.low of
+/// kubepods. Another program has set memory.low of kubepods before the plugin starts.
 fn node() -> (Node, PathBuf) {
     let node = Node::new();
     let config = "nodeAllocatable: 4Gi\nmemoryReservationPolicy: TieredReservation\nmaxLimitRequestRatio: null\n";
@@ -105,8 +105,8 @@ async fn run_pods(node: &Node, runtime: &Runtime, alive: &mut Vec<Asking>) {
     }
 }
 
-/// Raises the values of every level, and lowers them again. `alive` holds the pods that exist at
-/// the time.
+/// Raises the values of every cgroup above containers, and lowers these values again. `alive`
+/// always contains the pods that exist at the moment.
 async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Asking>) {
     run_pods(node, runtime, alive).await;
     for (index, request) in [(0, 150), (1, 20)] {
@@ -122,7 +122,8 @@ async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Ask
     runtime.end(&pod).await;
 }
 
-/// Returns the files of all levels that do not hold the sum of these pods' requests.
+/// Returns the files of cgroups above containers whose value is not the sum of the requests of the
+/// pods below.
 fn wrong(root: &Path, alive: &[Asking]) -> Vec<PathBuf> {
     let sum = |level: &str| {
         alive
@@ -145,8 +146,8 @@ fn wrong(root: &Path, alive: &[Asking]) -> Vec<PathBuf> {
     files.filter(|(file, sum)| held(file) != sum.to_string()).map(|(file, _)| file).collect()
 }
 
-/// Waits until every level holds the right values. The function executes the plugin's requests
-/// meanwhile.
+/// Waits until every cgroup above containers has the right values. Meanwhile the function executes
+/// the plugin's requests.
 async fn until_right(runtime: &mut Runtime, alive: &[Asking]) {
     let root = runtime.root.clone();
     let looks = async {
@@ -183,8 +184,9 @@ fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
 }
 
 /// Completes the plugin's last write, which the kill interrupted. In cgroupfs a file keeps its
-/// value if a write does not complete. The plugin has truncated the regular file of this test
-/// instead. The file of originals gets only a part of a line, because such a write may be partial.
+/// value if a write does not complete. In this test, the plugin has truncated a regular file
+/// instead. A write to the file with the original values may be partial, so this file gets only a
+/// part of a line.
 fn finish_last_write(node: &Node) {
     let log = fs::read_to_string(node.path("strace")).unwrap();
     // 71 write(9</sys/fs/cgroup/kubepods/memory.min>, "4096", 4) = 4
@@ -238,7 +240,7 @@ async fn is_killed_at_write(nth: usize) -> bool {
     until_right(&mut runtime, &alive).await;
     assert_nothing_is_lost(&root.join(KUBEPODS));
 
-    // From now on, only the file of originals holds the original values.
+    // From now on, only the plugin's file `originals` contains the original values.
     daemon.kill().await;
     let mut restore = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     restore.arg("restore").args(node.arguments().into_iter().skip(1));
@@ -274,7 +276,7 @@ async fn killed_at_any_write_the_plugin_loses_no_protection_finds_the_sums_and_g
 }
 
 /// Restores a file's content after each of `failures` failed writes. In cgroupfs a file keeps its
-/// value when a write fails, but the plugin has truncated the regular file here.
+/// value when a write fails. In this test, the plugin has truncated a regular file instead.
 fn keep(file: &Path, failures: usize) {
     let held = held(file);
     let mut inotify = Inotify::init().unwrap();
@@ -291,7 +293,8 @@ fn keep(file: &Path, failures: usize) {
     });
 }
 
-/// Number of threads that write to ancestor cgroups: events and the reconcile task.
+/// Number of threads that write to ancestor cgroups: the threads of the events and of the reconcile
+/// task.
 const WRITERS: usize = 2;
 
 /// Starts pods while a system call fails for a file of an ancestor cgroup. The first `failures`

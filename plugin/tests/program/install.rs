@@ -217,8 +217,8 @@ impl Node {
         }
     }
 
-    /// Returns all files with their content, the running program, and whether the NRI socket is
-    /// served.
+    /// Returns all files with their content, the running program, and whether a server listens at
+    /// the NRI socket.
     fn state(&self) -> (BTreeMap<PathBuf, String>, Option<String>, bool) {
         let entries = walkdir::WalkDir::new(self.host()).into_iter().map(Result::unwrap);
         let entries = entries.filter(|entry| {
@@ -314,7 +314,7 @@ fn nri_is_switched_on_beside_the_operators_file_which_stays() {
     let config: toml::Table = node.text("etc/containerd/plimsoll/config.toml").parse().unwrap();
     let expected = "version = 2\nimports = ['/etc/containerd/config.toml', '/etc/containerd/plimsoll/nri.toml']";
     assert_eq!(config, expected.parse().unwrap());
-    // containerd 1.7 replaces the whole section of a plugin. So the new section repeats the
+    // containerd 1.7 replaces the whole section of a plugin, so the new section repeats the
     // operator's other keys.
     let switch: toml::Table = node.text("etc/containerd/plimsoll/nri.toml").parse().unwrap();
     assert_eq!(switch, OFF.replace("true", "false").parse().unwrap());
@@ -393,7 +393,7 @@ fn nri_alone_is_switched_on_for_a_plugin_that_comes_in_another_way() {
         assert!(!node.host().join(path).exists(), "{path}");
     }
     assert_eq!(node.facts("").plan_nri().unwrap().steps, [], "NRI is on");
-    // The configuration has NRI on, but the runtime has not restarted since the change.
+    // The configuration enables NRI, but the runtime has not restarted since the change.
     node.nri = None;
     let plan = node.facts("").plan_nri().unwrap();
     let actions: Vec<_> = plan.steps.iter().map(|step| step.action.to_string()).collect();
@@ -583,7 +583,7 @@ fn each_step_may_fail(prepare: impl Fn() -> Node, plan_of: impl Fn(&Node) -> Pla
         for is_done in [false, true] {
             let mut node = prepare();
             let plan = plan_of(&node);
-            // Only a command can fail after it took effect. A failed action on files undoes its own
+            // Only a command can fail after its effect. A failed action on files undoes its own
             // changes.
             if is_done && !matches!(plan.steps[at].action, Action::Systemctl(_)) {
                 continue;
@@ -794,8 +794,8 @@ fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
     node.set_process(Some("/home/me/plimsoll"));
     let own = node.facts("new").plan_installation(InstallMode::External).unwrap_err().to_string();
     assert!(own.contains("process 7") && own.contains("/home/me/plimsoll"), "{own}");
-    // A DaemonSet's program may have the same path as an installed program, and it holds the node's
-    // lock.
+    // A DaemonSet's program may have the same path as an installed program. The DaemonSet's program
+    // holds the node's lock.
     let pod = "0::/kubepods.slice/kubepods-poda.slice/cri-containerd-b.scope\n";
     for program in ["/usr/bin/plimsoll", PROGRAM] {
         node.set_process(Some(program));
@@ -966,8 +966,8 @@ fn the_purge_of_the_package_leaves_the_link_of_another_installation() {
     assert_eq!(called, "");
 }
 
-/// Runs a maintainer script of the package on a node, with test doubles of the commands that it
-/// calls. Returns the calls and standard error.
+/// Runs a maintainer script of the package on a node. Test doubles replace the commands that the
+/// script calls. Returns the calls and standard error.
 fn maintain(node: &Node, script: &str, action: &str) -> (String, String) {
     for program in ["systemctl", "deb-systemd-helper"] {
         let text = format!("#!/bin/sh\necho {program} $* >>{}/called\n", node.host().display());

@@ -1,5 +1,5 @@
-//! Tests of OOM kills: the plugin reports and counts them. With `oomRescue`, the plugin raises the
-//! limit of a container that is OOM-killed repeatedly.
+//! Tests of OOM kills: the plugin reports and counts the kills. With `oomRescue`, the plugin raises
+//! the limit of a container that is OOM-killed repeatedly.
 
 use std::fs;
 
@@ -24,7 +24,7 @@ fn count_by(runtime: &Runtime, cgroup: &str, limits: u64, processes: u64, groups
     runtime.set_file(cgroup, "memory.events", &text);
 }
 
-/// Sets the kill counts of a container and then of its pod, in the order of the kernel.
+/// Sets the kill counts of a container and then of its pod, in the same order as the kernel.
 fn count_up(runtime: &Runtime, pod: &Pod, processes: u64, groups: u64) {
     count(runtime, &container(pod), processes, groups);
     count(runtime, &pod.cgroup(), processes, groups);
@@ -97,7 +97,7 @@ async fn run(runtime: &Runtime, pod: &Pod, limit: i64) {
 
 /// Creates and starts the next container of the same name with a new ID, as the kubelet does after
 /// a kill. The user asks for `limit`. Returns the memory limits that the plugin sets instead, or
-/// `None` if it sets none.
+/// `None` if the plugin sets no limit.
 async fn again(runtime: &Runtime, pod: &mut Pod, limit: i64) -> Option<LinuxMemory> {
     let _ = fs::remove_dir_all(runtime.cgroup(pod));
     runtime.stop(pod).await;
@@ -161,8 +161,8 @@ async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
     count(&runtime, &container(&side), 0, 0);
     runtime.run(&side).await;
 
-    // The kernel counts in the container first. The later change of the pod's `memory.events`
-    // triggers the plugin's inotify watch.
+    // The kernel counts a kill in the container's `memory.events` first. The later change of the
+    // pod's `memory.events` triggers the plugin's inotify watch.
     count_up(&runtime, &side, 1, 0);
     let line = daemon.says("the kernel OOM-killed processes of the container").await;
     for part in ["container=\"side\"", "pod=\"default/b\"", "kills=1", "limit=104857600", "podb"] {
@@ -277,7 +277,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
         let memory = again(&runtime, &mut pod, 100 * MIB).await;
         assert_eq!(memory.as_ref().map(limits), Some((expected * MIB, expected * MIB)), "{kills}");
     }
-    // If the user asks for another limit, this limit applies. The plugin forgets the rescue.
+    // If the user requests another limit, the user's limit applies. The plugin forgets the rescue.
     assert_eq!(again(&runtime, &mut pod, 120 * MIB).await, None);
     forgotten(&node, "b").await;
     assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
@@ -306,7 +306,7 @@ async fn a_container_that_lives_on_gets_more_in_place_its_pod_first() {
         .unwrap();
     let resources = reply.update[0].linux.resources.get_or_default();
     assert_eq!(resources.memory.limit.value, 200 * MIB);
-    // If the user asks for another limit, this limit applies.
+    // If the user requests another limit, the user's limit applies.
     let (sandbox, updated) = (pod.sandbox.clone(), pod.container.clone());
     let reply = runtime
         .connection
@@ -324,7 +324,8 @@ async fn observing_shows_a_raised_limit_as_rescued() {
     count_up(&runtime, &pod, 3, 0);
     assert_eq!(asked(&mut runtime, &pod).await, 200 * MIB);
     runtime.serve_update(&[&pod]).await;
-    // A restart forgets the kill, which would be the state.
+    // After a restart, the plugin does not know the kill. Otherwise the kill would determine the
+    // container's state.
     drop(runtime);
     daemon.kill().await;
     node.replace("plimsoll.yaml", &format!("{RESCUE}mode: observe\n"));
@@ -441,8 +442,8 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
     run(&runtime, &pod, 100 * MIB).await;
     count_up(&runtime, &pod, 1, 0);
     counts(&node, "b", 1).await;
-    // The plugin cannot read the pod's `memory.events`. Only the container's file shows a kill
-    // meanwhile. This kill must count once the plugin can read the pod's file.
+    // The plugin cannot read the pod's `memory.events`. During this time, only the container's file
+    // shows a kill. This kill must count once the plugin can read the pod's file.
     let events = runtime.cgroup(&pod).parent().unwrap().join("memory.events");
     let away = events.with_extension("away");
     fs::rename(&events, &away).unwrap();

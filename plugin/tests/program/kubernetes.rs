@@ -2,8 +2,8 @@
 //! API server validates the objects.
 //!
 //! The usual validators (kubeconform, kubeval) take their schemas from repositories that no package
-//! registry has. An API server contains the schemas itself. With strict validation it also refuses
-//! unknown fields.
+//! registry has. An API server contains the schemas itself. With strict validation an API server
+//! also refuses unknown fields.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -32,8 +32,8 @@ const HELM: Programs = programs("helm", "helm.sh/helm/v4", "v4.3.1", &["./cmd/he
 const KUSTOMIZE: Programs =
     programs("kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "v5.8.2", &["."]);
 
-/// The Prometheus operator. The tests build no program of it, and read only the custom resource
-/// definitions in its module.
+/// The Prometheus operator. The tests build no program of the operator, and read only the custom
+/// resource definitions in its module.
 const OPERATOR: Programs = programs(
     "prometheus-operator",
     "github.com/prometheus-operator/prometheus-operator",
@@ -60,8 +60,8 @@ const OF_HELM: [&str; 4] = [
     "helm.sh/chart",
 ];
 
-/// Chart values that are off by default. Not every cluster has the definitions that some of them
-/// need.
+/// Chart values that are off by default. Some of these values need definitions that not every
+/// cluster has.
 const ALL: [&str; 3] =
     ["podMonitor.enabled=true", "prometheusRule.enabled=true", "dashboard.enabled=true"];
 
@@ -174,7 +174,7 @@ async fn api_server() -> (ApiServer, Client) {
     let ready = async {
         loop {
             let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig(ADMINISTRATOR)).unwrap();
-            // This fails until the server has written its certificate.
+            // The configuration is invalid until the server has written its certificate.
             if let Ok(config) =
                 ClientConfig::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                     .await
@@ -248,7 +248,8 @@ async fn apply(client: &Client, object: &Value) -> Result<DynamicObject, kube::E
     api.patch(text(object, "/metadata/name"), &strictly, &Patch::Apply(object)).await
 }
 
-/// Returns the pod that the DaemonSet would create. Pods pass their own admission plugins.
+/// Returns the pod that the DaemonSet would create. The API server has admission plugins that check
+/// pods but not DaemonSets.
 fn pod(objects: &[Value]) -> Value {
     let daemon_set = of_kind(objects, "DaemonSet");
     let mut pod = daemon_set["spec"]["template"].clone();

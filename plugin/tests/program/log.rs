@@ -237,8 +237,8 @@ async fn what_ends_it_reaches_the_journal_also_if_it_ends_before_that_looks_whos
         node.replace("plimsoll.yaml", "logLevel: loud\n");
         node
     };
-    // The journal knows the unit of this stream from the start of the stream, so the program writes
-    // its last message to standard error.
+    // The journal has determined the unit of this stream at the start of the stream. Therefore the
+    // program writes its last message to standard error.
     let node = mistaken();
     let (mut daemon, _journal) = start_with_journal(&node, TO_JOURNAL);
     daemon.says("logLevel").await;

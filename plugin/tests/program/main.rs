@@ -1,5 +1,5 @@
-//! Tests of the program with doubles for the parts of a node. All tests are one program, because
-//! one program is linked once and its tests wait concurrently.
+//! Tests of the program with doubles for the parts of a node. All tests are one program, so that
+//! the linker runs once and the tests wait concurrently.
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 

@@ -21,8 +21,8 @@ const PASSIVE: &str = "nodeAllocatable: 4Gi\nlogLevel: debug\nmemoryThrottlingFa
                        memoryReservationPolicy: None\nnodeGuard: null\nthrottleDeadline: null\nshrink: allow\n\
                        oomRescue: null\nraisePodLimits: false\nrepair: false\n";
 
-/// Writes the kubelet's record of a container with a request of 64 MiB and a limit of 100 MiB. The
-/// record has no pod-level resources.
+/// Writes the kubelet's checkpoint of a container with a request of 64 MiB and a limit of 100 MiB.
+/// The checkpoint has no pod-level resources.
 fn checkpoint(node: &Node) {
     let resources =
         serde_json::json!({ "requests": { "memory": "64Mi" }, "limits": { "memory": "100Mi" } });
@@ -70,8 +70,8 @@ struct Adjusted {
 }
 
 impl Adjusted {
-    /// Returns the expected changes of a plugin that does nothing. The files then hold the values
-    /// of the other programs.
+    /// Returns the expected changes of a plugin that does nothing. The files then contain the
+    /// values of the other programs.
     fn nothing() -> Self {
         Self {
             files: vec!["4096".to_owned(), "8192".to_owned(), "max".to_owned()],
@@ -154,8 +154,8 @@ fn pressure(runtime: &Runtime, pod: &Pod, percent: &str) {
     runtime.set_file(&cgroup(pod), "memory.pressure", &format!("some {rest}\nfull {rest}"));
 }
 
-/// Simulates a container that stalls at `memory.high` until its release is due, while the node has
-/// spare memory.
+/// Simulates a container that stalls at `memory.high` until its release from throttling is due,
+/// while the node has spare memory.
 async fn stands_still(node: &Node, runtime: &mut Runtime, pod: &Pod, asked: &mut usize) {
     node.write("host/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4000000 kB\n");
     pressure(runtime, pod, "90.00");
@@ -184,9 +184,9 @@ fn foreign(pod: &Pod) -> [(String, &'static str, &'static str); 3] {
     ]
 }
 
-/// Creates and throttles a container, and requests a limit decrease and a limit increase. Then
-/// changes the container's cgroups as other programs do, and counts kills. Returns the plugin's
-/// changes.
+/// Creates and throttles a container, and requests a limit decrease and a limit increase. After
+/// that, changes the container's cgroups as other programs do, and sets kill counts. Returns the
+/// plugin's changes.
 async fn everything(
     node: &Node,
     daemon: &mut Daemon,
@@ -400,7 +400,7 @@ async fn status_shows_what_would_be() {
     }
 }
 
-/// Runs a pod, and waits until kubepods holds the pod's protection.
+/// Runs a pod, and waits until memory.min of kubepods includes the pod's request.
 async fn run_pod(runtime: &Runtime) -> Pod {
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
@@ -456,8 +456,8 @@ async fn switching_to_observe_restores_first() {
     // The plugin restores the container's files at once, without waiting for a quiet runtime.
     runtime.holds(&container, "memory.high", "max").await;
     runtime.holds(&container, "memory.min", 0).await;
-    // The runtime also gets the restored values, because it would otherwise set its stored values
-    // again.
+    // The runtime also gets the restored values, because the runtime would otherwise set its stored
+    // values again.
     let asked = runtime.serve_update(&[&pod]).await;
     assert_eq!(asked[&pod.container.id]["memory.min"], "0");
     assert_eq!(asked[&pod.container.id]["memory.high"], "max");
@@ -661,7 +661,7 @@ async fn a_throttled_container_is_left_without_a_deadline() {
         fs::write(runtime.path(&level).join("memory.events"), events(1, 0, 0, 0)).unwrap();
     }
     assert!(tokio::time::timeout(Duration::from_secs(4), runtime.updates.recv()).await.is_err());
-    // With a deadline of 1 s the plugin releases the container.
+    // With a deadline of 1 s the plugin releases the container from throttling.
     node.replace("plimsoll.yaml", &config("1s"));
     daemon.says("released a container that was stalled at memory.high").await;
 }
@@ -683,8 +683,8 @@ async fn repairs_through_the_runtime_apply_the_brake() {
     let pod = run_pod(&runtime).await;
     daemon.says("verified").await;
     let container = cgroup(&pod);
-    // The plugin writes the first repair to the file itself. For the second repair, it sends a
-    // request to the runtime.
+    // The plugin writes the first repair to the file itself. For the second repair, the plugin
+    // sends a request to the runtime.
     runtime.set_file(&container, "memory.min", "4096");
     runtime.holds(&container, "memory.min", 64 * MIB).await;
     daemon.says("repaired").await;
@@ -713,7 +713,8 @@ async fn the_brake_stays_applied_without_its_record() {
     daemon.says("configuration changed").await;
     assert_eq!(status_json(&node).await["node"]["brake"], "2 repairs within 10m");
     assert!(!node.path("host/run/plimsoll/brake").exists());
-    // The plugin stores the record as soon as it can, so that an operator can reset the brake.
+    // The plugin stores the brake's record as soon as it can, so that an operator can reset the
+    // brake.
     fs::remove_dir(&obstacle).unwrap();
     node.replace("plimsoll.yaml", ONE_REPAIR);
     daemon.says("configuration changed").await;
@@ -733,10 +734,11 @@ async fn a_brake_that_was_reset_is_applied_again() {
     two_repairs(&mut daemon, &runtime, &pod).await;
     daemon.says("the brake is applied").await;
     runtime.serve_update(&[&pod]).await;
-    // Wait until the plugin has verified the values, because it may send another request before.
+    // Wait until the plugin has verified the values, because the plugin may send another request
+    // until then.
     daemon.says("verified").await;
     // The operator resets the brake while `plimsoll restore` is in force. The plugin is stopped, so
-    // that it sees both removed files as one change.
+    // that the plugin sees both removed files as one change.
     let [restored, brake] =
         ["restored", "brake"].map(|mark| node.path("host/run/plimsoll").join(mark));
     fs::write(&restored, "").unwrap();
@@ -747,8 +749,8 @@ async fn a_brake_that_was_reset_is_applied_again() {
     });
     daemon.says("'plimsoll restore' was undone").await;
     runtime.serve_update(&[&pod]).await;
-    // Wait until the plugin has verified the values. Before, the plugin may record another
-    // program's value as the original, and then it repairs nothing.
+    // Wait until the plugin has verified the values. Until then, the plugin may take another
+    // program's value for the original value and would repair nothing.
     daemon.says("verified").await;
     runtime.holds(&pod.cgroup(), "memory.min", 64 * MIB).await;
     two_repairs(&mut daemon, &runtime, &pod).await;

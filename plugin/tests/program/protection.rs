@@ -1,4 +1,5 @@
-//! Tests of the cgroups above containers: the plugin sets, repairs and restores their values.
+//! Tests of the cgroups above containers: the plugin sets, repairs and restores the values of these
+//! cgroups.
 
 use std::collections::HashMap;
 use std::fs;
@@ -34,7 +35,7 @@ fn burstable(node: &Node, uid: &str, request: i64) -> Pod {
     Pod::new("burstable", uid, 2 * request)
 }
 
-/// The test reads the files as soon as the plugin has answered. So the plugin must write the files
+/// The test reads the files as soon as the plugin has answered, so the plugin must write the files
 /// before it answers.
 #[tokio::test]
 async fn a_container_is_in_every_ancestor_before_it_is_created_and_in_none_once_it_has_ended() {
@@ -103,7 +104,8 @@ async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
         node.checkpoint("allocated_pods_state", &[("b", "app", request * MIB)]);
         let updated = runtime.update(&pod, harness::memory_limit(300 * MIB)).await;
         assert_eq!(updated["memory.min"], (request * MIB).to_string());
-        // The container does not have its new value yet, so the larger claim counts.
+        // The container does not have its new value yet, so the cgroups above it keep the larger
+        // protection.
         for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
             assert_eq!(
                 runtime.file(cgroup, "memory.min"),
@@ -126,7 +128,7 @@ async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
 #[tokio::test]
 async fn more_than_the_node_has_is_shared_and_reported_and_nobody_refused() {
     let (_node, mut daemon, runtime) = start().await;
-    // The pods claim 6 GiB, and node allocatable is 4 GiB.
+    // The requests of the pods add up to 6 GiB, and node allocatable is 4 GiB.
     let pods = ["a", "b", "c"].map(|uid| Pod::new("guaranteed", uid, 2048 * MIB));
     for pod in &pods {
         runtime.make_cgroup(pod);
@@ -241,7 +243,7 @@ async fn a_container_that_ends_unannounced_is_no_longer_counted() {
     for cgroup in [&pod.cgroup(), BURSTABLE, KUBEPODS] {
         runtime.holds(cgroup, "memory.min", 0).await;
     }
-    // An update of an ended container adds no claim.
+    // An update of an ended container does not raise the protection of the cgroups above it.
     let mut ended = pod.clone();
     ended.container.state = nri::api::ContainerState::CONTAINER_STOPPED.into();
     runtime.stop(&ended).await;
@@ -281,7 +283,8 @@ async fn a_failed_start_does_not_count() {
         assert_eq!(runtime.file(KUBEPODS, "memory.min"), (100 * MIB).to_string(), "{id}");
         second = if name == "app" { next } else { second };
     }
-    // The plugin has forgotten the first container, so an update of this container adds no claim.
+    // The plugin has forgotten the first container, so an update of this container raises no
+    // protection.
     let (sandbox, first) = (pod.sandbox.clone(), pod.container.clone());
     let reply =
         runtime.connection.update_container(sandbox, first, harness::memory_limit(300 * MIB)).await;
@@ -307,8 +310,8 @@ async fn a_failed_start_does_not_count() {
 #[tokio::test]
 async fn a_pod_claims_no_more_than_its_own_limit() {
     let (node, _daemon, runtime) = start().await;
-    // The kubelet gives both containers the limit of their Guaranteed pod. The kubelet has no
-    // record.
+    // The kubelet gives both containers the limit of their Guaranteed pod. The kubelet's
+    // checkpoints have no entry for the pod.
     let pod = Pod::new("guaranteed", "g", 200 * MIB)
         .created_with(harness::memory_limit(200 * MIB))
         .overhead(8 * MIB);
@@ -486,7 +489,7 @@ async fn reserved_cgroups_are_protected_and_pods_are_not_promised_the_same_memor
 async fn what_is_written_and_protects_nothing_is_reported() {
     let (node, mut daemon, runtime) = start().await;
     let mut pod = Pod::new("guaranteed", "g", 200 * MIB);
-    // The cgroups above kubepods belong to the operator, so the plugin does not set them.
+    // The cgroups above kubepods belong to the operator, so the plugin does not set values there.
     let parent = format!("/outer{}", pod.sandbox.linux.cgroup_parent);
     pod.linux().cgroups_path = format!("{parent}/{}", pod.container.id);
     pod.sandbox.linux.as_mut().unwrap().cgroup_parent = parent;
@@ -500,8 +503,8 @@ async fn what_is_written_and_protects_nothing_is_reported() {
     assert!(line.contains("cgroup=/outer/inner ") && !line.contains("pod="), "{line}");
     let line = daemon.says("the protection of the cgroup has no effect").await;
     assert!(line.contains("container=\"app\"") && line.contains("effective_min=\"0\""), "{line}");
-    // Once the cgroup above has enough protection, the values take effect. The plugin then logs at
-    // debug level instead of a warning.
+    // Once the cgroup above has enough protection, the values take effect. The plugin then logs a
+    // debug message instead of a warning.
     runtime.set_file("outer", "memory.min", &(300 * MIB).to_string());
     node.replace("plimsoll.yaml", &format!("{config}logLevel: debug\n"));
     daemon.says("standing=protected").await;
@@ -520,8 +523,9 @@ async fn a_killed_plugin_finds_its_way_back_from_any_half_done_write() {
     let expected = [300, 100, 100, 200];
     daemon.kill().await;
     drop(runtime);
-    // Another pod may have ended while no plugin ran, so the cgroups above still hold its
-    // protection. A new pod may have started, so the cgroups above hold no protection for it.
+    // Another pod may have ended while no plugin ran, so the cgroups above still include the ended
+    // pod's protection. A new pod may have started, so the cgroups above include no protection for
+    // the new pod.
     for half_done in 0..1 << levels.len() {
         let mut daemon = node.start();
         let runtime = node.accept().await;
@@ -569,7 +573,8 @@ async fn while_the_runtime_is_asked_for_everything_no_level_is_lowered() {
     );
 }
 
-/// Pods start and end at random. At the end, every level must hold the sum over the live pods.
+/// Pods start and end at random. At the end, every cgroup above containers must protect exactly as
+/// much memory as its live pods together.
 #[tokio::test]
 async fn two_hundred_pods_come_and_go_and_every_sum_is_exact() {
     let (node, mut daemon, mut runtime) = start().await;
@@ -666,7 +671,7 @@ async fn restore_takes_back_what_a_running_plugin_set_and_undo_brings_it_again()
     runtime.holds(KUBEPODS, "memory.min", 300 * MIB).await;
 }
 
-/// Runs a pod, and waits until it has its desired values.
+/// Runs a pod, and waits until the pod has its desired values.
 async fn run(runtime: &Runtime, daemon: &mut Daemon, pod: &Pod) {
     runtime.make_cgroup(pod);
     runtime.run(pod).await;
@@ -691,7 +696,8 @@ async fn restore_takes_back_what_a_plugin_that_was_killed_has_left() {
     run(&runtime, &mut daemon, &pod).await;
     daemon.kill().await;
     drop(runtime);
-    // The plugin has never changed this pod. Another program has set its value, which must stay.
+    // The plugin has never changed this pod. Another program has set the pod's value, which must
+    // stay.
     let foreign = Pod::new("guaranteed", "foreign", 200 * MIB);
     let serve = async {
         let mut runtime = node.accept().await;
@@ -877,7 +883,7 @@ async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
     let [from, to] = [format!("{}/id-b", outside.cgroup()), "elsewhere".to_owned()]
         .map(|path| runtime.path(&path));
     fs::rename(&from, &to).unwrap();
-    // All other cgroups already hold their original values.
+    // All other cgroups already have their original values.
     for cgroup in [
         KUBEPODS,
         "kubepods/burstable",
@@ -1114,8 +1120,8 @@ fn pods_use(runtime: &Runtime, current: i64, cache: i64) {
     runtime.set_file(KUBEPODS, "memory.current", &current.to_string());
 }
 
-/// Waits until the guard's record is gone. The plugin removes the record at its next check of
-/// kubepods.
+/// Waits until the file with the node guard's state is gone. The plugin removes this file at its
+/// next check of kubepods.
 async fn nothing_is_kept_from_pods(node: &Node) {
     let record = node.path("host/run/plimsoll/guard");
     let looks = async {
@@ -1140,14 +1146,14 @@ async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
     assert!(line.contains("observed=max") && line.contains("desired=3221225472"), "{line}");
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
     runtime.holds("system.slice", "memory.min", 3840 * MIB).await;
-    // The protection of pods does not exceed the guard limit.
+    // The protection of pods does not exceed the node guard's limit.
     let pod = Pod::new("guaranteed", "g", 4096 * MIB);
     runtime.make_cgroup(&pod);
     runtime.run(&pod).await;
     assert_eq!(runtime.file(KUBEPODS, "memory.min"), (3072 * MIB).to_string());
 
-    // If another program sets a higher limit, the plugin lowers it again. At the end the plugin
-    // restores this program's value.
+    // If another program sets a higher limit, the plugin lowers the limit again. When nodeGuard is
+    // removed, the plugin restores the other program's value.
     runtime.set_file(KUBEPODS, "memory.max", &(7000 * MIB).to_string());
     let line = daemon.says("repaired").await;
     assert!(line.contains("knob=\"memory.max\"") && line.contains("observed=7340032000"), "{line}");
@@ -1159,8 +1165,8 @@ async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
     runtime.holds("system.slice", "memory.min", 0).await;
     nothing_is_kept_from_pods(&node).await;
 
-    // The kubelet has set a limit below the guard limit. The plugin leaves this limit, with or
-    // without the guard.
+    // The kubelet has set a limit below the node guard's limit. The plugin leaves this limit, with
+    // or without nodeGuard.
     node.replace("plimsoll.yaml", &format!("{config}nodeGuard: 5Gi\n"));
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
     runtime.set_file(KUBEPODS, "memory.max", &(2000 * MIB).to_string());
@@ -1227,8 +1233,8 @@ async fn a_line_for_pods_that_does_not_stay_is_reported_and_left() {
     pods_use(&runtime, 100 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
     // The loop has no fixed number of rounds, because the plugin does not count every write as a
-    // conflict. The plugin may find another program's write when it reads back its own value. A
-    // write that the plugin finds this way does not count.
+    // conflict. The plugin may find another program's write when it reads back the value that it
+    // has written. A write that the plugin finds this way does not count.
     let fight = async {
         loop {
             runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
@@ -1254,7 +1260,7 @@ async fn what_a_killed_plugin_has_kept_from_pods_is_given_back() {
     node.replace("plimsoll.yaml", guarded);
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
     daemon.kill().await;
-    // The next plugin restores the value, because its configuration has no guard.
+    // The next plugin restores the value, because its configuration has no nodeGuard.
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\n");
     let daemon = node.start();
     let runtime = node.accept().await;
@@ -1278,11 +1284,11 @@ async fn a_line_that_is_raised_needs_no_room() {
     pods_use(&runtime, 100 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
-    // Pods use all memory below the guard limit, and the kernel can reclaim nothing.
+    // Pods use all memory below the node guard's limit, and the kernel can reclaim nothing.
     pods_use(&runtime, 3072 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5000Mi\n");
     runtime.holds(KUBEPODS, "memory.max", 3192 * MIB).await;
-    // A lower guard limit waits, and the old guard limit stays in force.
+    // The plugin cannot set a lower limit yet, so the node guard's old limit stays in force.
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
     daemon.says("the plugin sets the limit when pods use less").await;
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), (3192 * MIB).to_string());

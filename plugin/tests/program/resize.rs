@@ -51,7 +51,7 @@ async fn a_limit_that_was_raised_while_the_container_was_down_reaches_its_pod_be
     runtime.set_file(&hungry.cgroup(), "memory.max", &(100 * MIB).to_string());
     runtime.set_file(&hungry.cgroup(), "cpu.max", "10000 100000\n");
     runtime.run(&hungry).await;
-    // The kernel kills the container. The kubelet creates its successor with another ID and a
+    // The kernel kills the container. The kubelet creates the next container with another ID and a
     // higher limit, but does not raise the limit of the pod's cgroup.
     fs::remove_dir_all(runtime.cgroup(&hungry)).unwrap();
     let mut again = beside(&hungry, "again", 0);
@@ -127,7 +127,8 @@ async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_
     runtime.holds(&known.cgroup(), "memory.max", 200 * MIB).await;
     runtime.set_file(&known.cgroup(), "memory.max", &(150 * MIB).to_string());
     runtime.holds(&known.cgroup(), "memory.max", 200 * MIB).await;
-    // The kubelet has no record of this pod, so the user may have intended its low limit.
+    // The kubelet's checkpoints have no entry for this pod, so the user may have intended the pod's
+    // low limit.
     assert_eq!(runtime.file(&unknown.cgroup(), "memory.max"), (100 * MIB).to_string());
 }
 
@@ -186,7 +187,7 @@ async fn without_repair_a_pods_lower_limit_stays() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), lower);
 }
 
-/// Writes the kubelet's record of pod `b`: 200 MiB and `cpu` as limits of its container, and
+/// Writes the kubelet's checkpoint of pod `b`: 200 MiB and `cpu` as limits of its container, and
 /// pod-level resources without a limit.
 fn record_limits(node: &Node, cpu: &str) {
     let app = serde_json::json!({ "app": { "limits": { "memory": "200Mi", "cpu": cpu } } });
@@ -223,8 +224,8 @@ async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), lower);
 }
 
-/// Runs a pod whose `cpu.max` the plugin has raised together with its container's limit. Returns
-/// the pod and the container's limits.
+/// Runs a pod with one container. The plugin has raised the pod's `cpu.max` together with the
+/// container's limit. Returns the pod and the container's limits.
 async fn with_more_processor_time(node: &Node, runtime: &Runtime) -> (Pod, LinuxResources) {
     let pod = run_with_cpu_limit(node, runtime).await;
     record_limits(node, "200m");
@@ -242,7 +243,8 @@ async fn who_keeps_lowering_a_pods_processor_time_is_left_alone_in_the_end() {
     let raises = async {
         for _ in 0..REPAIRS {
             runtime.set_file(&pod.cgroup(), "cpu.max", lower);
-            // The plugin checks `cpu.max` with each event of the pod. Repeated raises back off.
+            // The plugin checks `cpu.max` with each event of the pod. The plugin waits longer
+            // before each repeated raise.
             while runtime.file(&pod.cgroup(), "cpu.max") == lower {
                 runtime.update(&pod, same.clone()).await;
             }
@@ -414,7 +416,7 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
     ask(0, 122 * MIB).await.unwrap_err();
     ask(0, 123 * MIB).await.unwrap();
     // After the second container has ended, no margin is needed. The plugin notices the end even if
-    // the runtime does not report it.
+    // the runtime does not report the end.
     fs::remove_dir_all(runtime.cgroup(&side)).unwrap();
     ask(0, 118 * MIB).await.unwrap();
 }
@@ -582,8 +584,8 @@ async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
     );
     // A second attempt fails at once, because the plugin makes one attempt at a time.
     assert!(cut(&runtime, &pod, 60 * MIB).await.is_err());
-    // The reclaim ends, and the usage fits below the limit. But the plugin has already refused the
-    // limit.
+    // The reclaim ends, and the usage fits below the limit. By then, the plugin has already refused
+    // the limit.
     runtime.uses(&pod, 20 * MIB, 0);
     let mut inotify = inotify::Inotify::init().unwrap();
     inotify
@@ -605,7 +607,7 @@ async fn a_limit_of_swap_is_asked_for_with_every_update() {
     let pod = runs(&runtime, &mut daemon).await;
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     assert_eq!(cut(&runtime, &pod, 300 * MIB).await.unwrap()["memory.swap.max"], "0");
-    // The plugin omits the swap limit if the kubelet sets one.
+    // The plugin omits the swap limit if the kubelet sets a swap limit.
     let mut resources = memory_limit(300 * MIB);
     resources.unified.insert("memory.swap.max".into(), "4096".into());
     assert!(!runtime.update(&pod, resources).await.contains_key("memory.swap.max"));
@@ -638,8 +640,8 @@ async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_mad
         let line = daemon.says("the runtime reported a successful resize").await;
         assert!(line.contains(knob) && line.contains(&format!("desired={desired} ")), "{line}");
     }
-    // The plugin requests the `memory.high` for the limit in force from the runtime. The runtime
-    // stores the value.
+    // The plugin requests from the runtime the `memory.high` that belongs to the container's
+    // current limit. The runtime stores the value.
     let asked = runtime.serve_update(&[&pod]).await;
     let high: i64 = asked[&pod.container.id]["memory.high"].parse().unwrap();
     assert!(high > 200 * MIB, "{high}");
@@ -696,7 +698,7 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
     runtime.uses(&pod, 280 * MIB, 0);
     pressure("90.00");
     // The kernel keeps throttling the container. The node has less than one twentieth of its memory
-    // available, so the plugin does not release the container.
+    // available, so the plugin does not release the container from throttling.
     let held_back = {
         let levels = ["kubepods", "kubepods/burstable/podb"]
             .map(|level| runtime.root.join(level).join("memory.events"));
@@ -791,8 +793,8 @@ async fn a_pod_with_limits_of_its_own_keeps_them() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (150 * MIB).to_string());
 }
 
-/// Kubernetes 1.34 and 1.35 give both containers the limits of their pod, and record none of these
-/// limits.
+/// Kubernetes 1.34 and 1.35 give both containers the limits of their pod. The kubelet's checkpoints
+/// contain none of these limits.
 #[tokio::test]
 async fn a_pods_own_limits_stay_where_nothing_records_them() {
     let limits = || cpu(memory_limit(200 * MIB), 50_000);
@@ -804,8 +806,8 @@ async fn a_pods_own_limits_stay_where_nothing_records_them() {
         (pod, side)
     };
     let (node, mut daemon, runtime) = start().await;
-    // The first pod has a record without limits. The second pod has no record. The third pod's
-    // checkpoint cannot be read.
+    // The checkpoints have an entry without limits for the first pod, and no entry for the second
+    // pod. The plugin cannot read the third pod's checkpoint.
     for (ratio, (uid, record)) in
         (5..).zip([("told", Some("")), ("untold", None), ("torn", Some("torn"))])
     {
@@ -889,9 +891,9 @@ async fn a_debug_container_does_not_block_a_raise() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
 }
 
-/// Each raise has another proof. For the first pod, the recorded limits added up to the pod's limit
-/// in force. This proof outlasts a reconnection. For the second pod, the recorded limits add up to
-/// the pod's limit at its creation.
+/// The plugin has a different proof for each raised pod. For the first pod, the limits in the
+/// checkpoints added up to the pod's current limit. This proof is still valid after a reconnection.
+/// For the second pod, the limits in the checkpoints add up to the pod's limit at its creation.
 #[tokio::test]
 async fn a_pod_whose_limit_is_known_to_be_the_sum_is_raised() {
     let (node, _daemon, runtime) = start().await;
@@ -964,7 +966,7 @@ async fn deferring(deadline: &str) -> (Node, Daemon, Runtime, Pod) {
 }
 
 /// Asks for a memory limit and an equal swap limit. Returns the memory and swap limits that the
-/// plugin sets instead, or 0 where it sets none.
+/// plugin sets instead, or 0 for a limit that the plugin does not set.
 async fn limits(runtime: &Runtime, pod: &Pod, limit: i64) -> (i64, i64) {
     let mut resources = memory_limit(limit);
     resources.memory.as_mut().unwrap().swap =
@@ -1085,8 +1087,8 @@ async fn observing_gives_up_a_deferred_limit_and_says_so_once() {
     }
 }
 
-/// The unified maps that kubelets send with every request. The first one is without the kubelet's
-/// MemoryQoS. The second one is with MemoryQoS where its policy protects nothing.
+/// The unified maps that kubelets send with every request. The first map is from a kubelet without
+/// MemoryQoS. The second map is from a kubelet with MemoryQoS and a policy that protects nothing.
 const DEFAULTS: [&[(&str, &str)]; 2] =
     [&[("memory.high", "max")], &[("memory.min", "0"), ("memory.low", "0")]];
 
@@ -1222,16 +1224,17 @@ async fn only_replaced_defaults_may_be_passed_over() {
     // The reply replaces a default and has no other required part, so the plugin allows the runtime
     // to ignore a failure.
     assert_eq!(parts(300 * MIB, &[("memory.high", "max")]).await, [(true, None, all.clone())]);
-    // The swap limit and the limit in force of a deferred decrease are required. Both values are in
-    // a separate update. The plugin must not allow the runtime to ignore its failure.
+    // For a deferred decrease, the swap limit and the current memory limit are required. Both
+    // values are in a separate update. The plugin must not allow the runtime to ignore the failure
+    // of this update.
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
     let deferred = parts(100 * MIB, &[("memory.high", "max")]).await;
     assert_eq!(deferred, [(false, Some(250 * MIB), keys(&["memory.swap.max"])), (true, None, all)]);
     daemon.says("deferred a limit decrease").await;
 }
 
-/// A lease on a file. While the test holds the lease, any open of the file for writing waits in the
-/// kernel.
+/// A lease on a file. While the test holds the lease, any other process that opens the file for
+/// writing waits in the kernel.
 struct Lease(std::fs::File);
 
 impl Lease {

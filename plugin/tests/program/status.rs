@@ -396,7 +396,7 @@ async fn a_guard_that_is_not_in_force_is_not_shown() {
         !metrics.contains("plimsoll_guard_bytes") && !metrics.contains("plimsoll_kubepods_max"),
         "{metrics}"
     );
-    // The cgroup that the guard should protect does not exist.
+    // The cgroup that the node guard should protect does not exist.
     assert!(metrics.contains("plimsoll_unread_cgroups{level=\"reserved\"} 1\n"), "{metrics}");
 
     runtime.make_cgroup_at("kubepods");

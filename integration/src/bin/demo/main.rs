@@ -1,7 +1,7 @@
 //! A demonstration of the plugin's main job on a real node, without and with the plugin.
 //!
-//! The demo runs pods of each QoS class and shows the memory values that the kernel holds for them.
-//! Then the demo shows the outcomes of in-place resizes that caused problems for users.
+//! The demo runs pods of each QoS class and shows the memory values that the kernel has for these
+//! pods. Then the demo shows the outcomes of in-place resizes that caused problems for users.
 
 mod resizes;
 mod values;

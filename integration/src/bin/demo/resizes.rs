@@ -10,9 +10,11 @@ use integration::placement;
 use integration::probe::{cgroup, crictl};
 use integration::stories;
 
-/// Resizes containers in place. Returns a text about the outcomes and the number of wrong ones.
+/// Resizes containers in place. Returns a text about all outcomes, and the number of wrong
+/// outcomes.
 ///
-/// Without the plugin no outcome counts as wrong. The pods are not removed: they end with the node.
+/// Without the plugin no outcome counts as wrong. The function does not remove the pods, because
+/// the pods end with the node.
 pub(crate) fn resizes(
     node: &Node,
     kubelet: &mut Kubelet<'_>,
@@ -29,7 +31,7 @@ pub(crate) fn resizes(
     Ok((report.text, report.wrong))
 }
 
-/// The text about the outcomes and the number of wrong ones.
+/// The text about all outcomes, and the number of wrong outcomes.
 struct Report {
     has_plugin: bool,
     text: String,
@@ -109,7 +111,8 @@ fn throttled(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Res
     let has_plugin = report.has_plugin;
     let app = ContainerSpec::new("app").request(40 * MIB).limit(200 * MIB);
     let app = if has_plugin {
-        // This factor results in the same memory.high, `stories::MEMORY_HIGH`.
+        // This factor makes memory.high equal to `stories::MEMORY_HIGH`, as in the run without the
+        // plugin.
         let factor = (stories::MEMORY_HIGH - 40 * MIB) as f64 / (160 * MIB) as f64;
         placement::configure(
             node,

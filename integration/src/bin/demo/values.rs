@@ -13,7 +13,7 @@ const FACTOR: f64 = 0.9;
 
 const PAGE: u64 = 4096;
 
-/// The distance in bytes that memory.min keeps below the limit.
+/// The minimum distance in bytes between memory.min and the limit.
 const HEADROOM: u64 = 2 * MIB;
 
 /// The source from which the plugin can read a container's memory request.
@@ -26,7 +26,7 @@ enum Source {
 }
 
 impl Source {
-    /// Returns the plugin's name for the source in its log.
+    /// Returns the name of the source in the plugin's log.
     fn label(self) -> &'static str {
         match self {
             Source::Checkpoint => "checkpoint-actuated",
@@ -77,8 +77,8 @@ fn cases() -> Vec<Case> {
 
 /// Runs all pods, reads the kernel's values and compares them with the values of `expected`.
 ///
-/// Nothing is compared if `expected` returns `None`. Returns the table and the number of wrong
-/// values.
+/// If `expected` returns `None`, the function compares nothing. Returns the table and the number of
+/// wrong values.
 pub(crate) fn run(
     node: &Node,
     kubelet: &mut Kubelet<'_>,
@@ -94,8 +94,8 @@ pub(crate) fn run(
     }
     kubelet.checkpoints = true;
     if pods.iter().any(|(case, _)| expected(kubelet, case).is_some()) {
-        // The plugin writes the sums right after the values of the containers. Ignore a timeout
-        // here, because the table then shows the wrong sums.
+        // The plugin writes memory.min of the ancestor cgroups right after the values of the
+        // containers. Ignore a timeout here, because the table then shows the wrong values.
         let sums = sums(kubelet, &pods).map(|(name, sum)| Expected::new(name, "memory.min", sum));
         let _ = cgroup::settle(node, "", &sums, Duration::ZERO, Duration::from_secs(10));
     }
@@ -226,7 +226,7 @@ fn sums(kubelet: &Kubelet<'_>, pods: &[(Case, Pod)]) -> [(String, u64); 2] {
     })
 }
 
-/// Returns the source of the container's request by the plugin's log.
+/// Returns the source that the plugin's log names for the container's request.
 ///
 /// The log line contains, for example, `request=64Mi (checkpoint-actuated)`.
 fn source_in_log<'l>(log: &'l str, pod: &str) -> Option<&'l str> {
@@ -240,14 +240,14 @@ fn show(bytes: u64) -> String {
     if bytes == MAX { "max".to_owned() } else { bytes.to_string() }
 }
 
-/// Returns the request in bytes that the plugin can know.
+/// Returns the request in bytes, as precisely as the plugin can know it.
 ///
 /// The demo computes the request without the plugin's code.
 fn request(kubelet: &Kubelet<'_>, case: &Case) -> u64 {
     let container = &case.pod.containers[0];
     match case.source {
-        // oom_score_adj gives the request to a thousandth of the node's memory. The plugin may
-        // protect only the lowest possible request.
+        // The plugin can derive the request from oom_score_adj only to within a thousandth of the
+        // node's memory. The plugin may protect only the lowest possible request.
         Source::OomScoreAdj => {
             let thousandths = 1000 - kubelet.oom_score_adj(Qos::Burstable, container);
             (thousandths.unsigned_abs() * kubelet.capacity()).div_ceil(1000)
@@ -256,7 +256,7 @@ fn request(kubelet: &Kubelet<'_>, case: &Case) -> u64 {
     }
 }
 
-/// Returns the memory values by the formula of Kubernetes.
+/// Returns the memory values that result from the formula of Kubernetes.
 ///
 /// memory.min is at most the limit minus the headroom.
 pub(crate) fn expected(kubelet: &Kubelet<'_>, case: &Case) -> Memory {

@@ -1,4 +1,4 @@
-//! The commands whose output the documents show, and the state of the node before each of them.
+//! The commands whose output the documents show, and the state of the node before each command.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,19 +17,20 @@ use integration::tools::progress::progress;
 use crate::session::{Step, record as session};
 use crate::stable::stable;
 
-/// The texts of the outputs by name.
+/// The text of each output, under the name of the output.
 type Outputs = BTreeMap<&'static str, String>;
 
-/// The program that the documents build, as the user of the node names it.
+/// The path on the node of the program that the documents tell the user to build.
 const PROGRAM: &str = "/root/target/release/plimsoll";
 
 /// The address that serves metrics on the node.
 const METRICS: &str = "127.0.0.1:9477";
 
-/// The plugin's credentials for Events on the node.
+/// The path on the node of the plugin's credentials for Events.
 const KUBECONFIG: &str = "/etc/plimsoll/kubeconfig";
 
-/// A part of each output. An output without this part does not show what the documents say.
+/// The name of each output, and a text that the output must contain. An output without this text
+/// does not show what the documents say.
 const PARTS: [(&str, &str); OUTPUTS.len()] = [
     ("doctor", ": 0 failed, 0 warnings"),
     ("events", "CutRejected"),
@@ -54,7 +55,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) fn record() -> Result<Outputs> {
     progress("building the plugin");
     let program = placement::build()?;
-    // `plimsoll install` has most to do with containerd 1.7, where NRI is off.
+    // `plimsoll install` makes the most changes with containerd 1.7, where NRI is off.
     let node = Node::start(Runtime::Containerd17)?;
     kubelet::clear(&node)?;
     node.run(&format!(
@@ -66,7 +67,7 @@ pub(crate) fn record() -> Result<Outputs> {
     node.write_file(PROGRAM, program, 0o755)?;
     let mut kubelet = Kubelet::start(&node, Driver::Systemd)?;
     let mut outputs = Outputs::new();
-    // The kubelet has records before the installation, as on a node in use.
+    // The kubelet's checkpoint has entries before the installation, as on a node in use.
     let app = ContainerSpec::new("web").request(64 * MIB).limit(150 * MIB);
     let pod = kubelet.run_pod(PodSpec::new("shop").container(app))?;
     install(&node, &mut outputs).context("the installation")?;
@@ -103,8 +104,8 @@ fn install(node: &Node, outputs: &mut Outputs) -> Result<()> {
     Ok(())
 }
 
-/// Lowers a limit that Plimsoll would refuse in enforce mode. The container survives, because it
-/// uses slightly less than the new limit.
+/// Lowers a limit to a value that Plimsoll would refuse in enforce mode. The container survives,
+/// because it uses slightly less than the new limit.
 fn observe(
     node: &Node,
     kubelet: &mut Kubelet<'_>,
@@ -119,7 +120,8 @@ fn observe(
     kubelet.remove_pod(&pod)
 }
 
-/// Lowers a limit that Plimsoll refuses, and shows what each program knows of the refusal.
+/// Requests a lower limit, which Plimsoll refuses, and shows what each program reports about the
+/// refusal.
 fn enforce(node: &Node, kubelet: &mut Kubelet<'_>, outputs: &mut Outputs) -> Result<Pod> {
     progress("a limit decrease in enforce mode");
     let server = ApiServer::start()?;
@@ -127,13 +129,14 @@ fn enforce(node: &Node, kubelet: &mut Kubelet<'_>, outputs: &mut Outputs) -> Res
     server.connect(node, ADMINISTRATOR, KUBECONFIG)?;
     let config = format!("mode: enforce\nmetricsAddress: {METRICS}\nkubeconfig: {KUBECONFIG}\n");
     node.write_file(placement::CONFIG, config, 0o644)?;
-    // The restart makes the plugin forget the container of observe mode.
+    // After the restart, the plugin no longer knows the container from observe mode.
     placement::restart_plugin(node)?;
     let app = ContainerSpec::new("web").request(64 * MIB).limit(250 * MIB);
     let pod = kubelet.run_pod(PodSpec::new("shop").container(app))?;
     allocate(node, &pod, 128)?;
     let container = pod.container("web")?;
-    // The path of the cgroup contains the container's ID, so the path is replaced first.
+    // The path of the cgroup contains the container's ID. Replace the path first, because it would
+    // not match after the ID is replaced.
     let names = [(container.cgroup.as_str(), "CGROUP"), (container.id.as_str(), "CONTAINER")];
     let update = format!("crictl update --memory {} CONTAINER 2>&1 | tail -n 1", 100 * MIB);
     outputs.insert("refused", session(node, &names, &[Step::new(&update)])?);

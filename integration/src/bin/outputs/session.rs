@@ -1,4 +1,4 @@
-//! Runs commands on a node as a user types them, and records their output.
+//! Runs commands on a node as a user types the commands, and returns their output.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use crate::stable::stable;
 /// Commands that a node lacks. The user of the node is root, so sudo has nothing to do.
 const FUNCTIONS: &str = "sudo() { \"$@\"; }\nwget() { busybox wget \"$@\"; }\ncd /root\n";
 
-/// The end of a question. A document shows the answer behind it, as a terminal does.
+/// The end of a question. A document shows the answer after the question, as a terminal does.
 const QUESTION: &str = "[y/N] ";
 
 /// A command as a document shows it. The command must succeed.
@@ -32,10 +32,11 @@ impl<'s> Step<'s> {
     }
 }
 
-/// Runs commands on the node and returns them with their output.
+/// Runs commands on the node and returns the commands with their outputs.
 ///
-/// `names` has pairs of a value and its name in documents, such as a container's ID and
-/// `CONTAINER`. A command contains the names. They are replaced by the values on the node.
+/// Each pair in `names` is a value and its name in documents, such as a container's ID and
+/// `CONTAINER`. The commands contain the names. Before the node runs a command, the function
+/// replaces each name by its value.
 pub(crate) fn record(node: &Node, names: &[(&str, &str)], steps: &[Step<'_>]) -> Result<String> {
     let mut session = String::new();
     for Step { command, input } in steps {

@@ -1,11 +1,11 @@
-//! Makes the output of two runs the same.
+//! Removes the differences between the outputs of two runs.
 //!
-//! Identifiers, times and amounts of used memory differ from run to run. This module replaces them
-//! by stable values. Everything else stays as a program printed it.
+//! Identifiers, times and amounts of used memory differ from run to run. This module replaces each
+//! of these texts by a stable value. All other text stays as a program printed it.
 
 use anyhow::{Context, Result};
 
-/// A column of a table, and the value that replaces a cell.
+/// The title of a table's column, and the function that returns the new value of a cell.
 type Rule = (&'static str, fn(&str) -> String);
 
 /// The columns of tables with values that differ from run to run.
@@ -36,12 +36,12 @@ const NUMBERS: [(&str, &str, &str); 3] = [
     ("waited for memory for ", " s, ", "0.0"),
 ];
 
-/// Times in the forms that programs print. The first one is of the plugin, the second of crictl.
+/// Times in the forms that programs print: first the plugin's form, then crictl's form.
 const TIMES: [&str; 2] = ["2026-11-22T21:55:13.575118Z", "2026-11-22T21:55:13Z"];
 
 /// Returns a text without values that differ from run to run.
 ///
-/// `names` has pairs of a value and its stable replacement, such as a container's ID.
+/// Each pair in `names` is a value, such as a container's ID, and its stable replacement.
 pub(crate) fn stable(text: &str, names: &[(&str, &str)]) -> Result<String> {
     let mut text = text.to_owned();
     for (value, name) in names {
@@ -75,7 +75,7 @@ fn whole(amount: &str) -> String {
     }
 }
 
-/// Replaces amounts of memory between two words by whole mebibytes.
+/// Replaces each amount of memory between two words by the amount in whole mebibytes.
 fn replace_amounts(line: &str, before: &str, after: &str) -> String {
     let mut result = String::new();
     let mut rest = line;
@@ -87,7 +87,7 @@ fn replace_amounts(line: &str, before: &str, after: &str) -> String {
     result + rest
 }
 
-/// Replaces the first number between two words.
+/// Replaces the first number that is between two words by `number`.
 fn replace_number(line: &str, before: &str, after: &str, number: &str) -> String {
     match find_number(line, before, &[""], after) {
         Some((start, end)) => format!("{}{number}{}", &line[..start], &line[end..]),
@@ -95,7 +95,8 @@ fn replace_number(line: &str, before: &str, after: &str, number: &str) -> String
     }
 }
 
-/// Returns the place of the first number with one of these units between two words.
+/// Returns the start and the end of the first number between two words. One of `units` must follow
+/// the number.
 fn find_number(text: &str, before: &str, units: &[&str], after: &str) -> Option<(usize, usize)> {
     let is_digit = |letter: char| letter.is_ascii_digit() || letter == '.';
     (0..text.len()).filter(|start| text.is_char_boundary(*start)).find_map(|start| {
@@ -156,7 +157,7 @@ fn replace_column(text: &str, header: &str, replacement: fn(&str) -> String) -> 
     Ok(new.join("\n") + "\n")
 }
 
-/// Returns the cells of a line with their places.
+/// Returns the cells of a line, each with its start in the line.
 fn cells(line: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut rest = line;
     let mut start = 0;

@@ -21,7 +21,7 @@ pub(crate) struct Panel {
 pub(crate) struct Note {
     /// The moment in microseconds by the node's clock.
     at: u64,
-    /// The height of the first line of text on the memory axis, in MiB.
+    /// The position of the text's first line on the memory axis, in MiB.
     level: u64,
     /// Whether the text ends at the moment. If false, the text begins at the moment.
     before: bool,

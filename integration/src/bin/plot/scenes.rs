@@ -10,7 +10,7 @@ use integration::stories::recording::{self, Recorder, Sample};
 
 use crate::chart::{Note, Panel};
 
-/// The limits in MiB of the container in the OOM loop: the first one and the raised ones.
+/// The limits in MiB of the container in the OOM loop: the first limit and the raised limits.
 const LOOP_LIMITS: [u64; 3] = [60, 90, 120];
 
 /// The memory in MiB that the container in the OOM loop needs.
@@ -129,7 +129,8 @@ pub(crate) fn refused_decrease(node: &Node) -> Result<Panel> {
     Ok(Panel { title: "With Plimsoll", top: 275, samples, notes })
 }
 
-/// Returns the time of the first sample with the new limit, which must be after `again`.
+/// Returns the time of the first sample with the new limit. Fails if the limit changed before
+/// `again`.
 fn find_new_limit(samples: &[Sample], again: u64) -> Result<u64> {
     let limits =
         samples.iter().filter(|sample| sample.at < again).filter_map(|sample| sample.container);

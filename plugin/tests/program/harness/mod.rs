@@ -1,6 +1,6 @@
-//! Doubles for a node and its runtime, and the program that runs on them. A temporary directory
-//! tree is the node's file system. The runtime writes a unified map to the container's files, as
-//! containerd and runc do.
+//! Doubles for a node and its runtime, and the program that runs on these doubles. A temporary
+//! directory tree is the node's file system. The runtime writes a unified map to the container's
+//! files, as containerd and runc do.
 
 #![allow(missing_docs)]
 

@@ -17,8 +17,8 @@ impl Node {
         self.replace(&format!("host/var/lib/kubelet/{file}"), &checkpoint);
     }
 
-    /// Writes the kubelet's checkpoint of a pod with its own memory limit (`spec.resources`), to
-    /// both files.
+    /// Writes both checkpoint files of the kubelet for a pod that has its own memory limit
+    /// (`spec.resources`).
     pub fn checkpoint_with_pod_limit(
         &self,
         uid: &str,
@@ -35,8 +35,8 @@ impl Node {
         );
     }
 
-    /// Writes the kubelet's checkpoint of a pod whose containers have these limits in MiB, to both
-    /// files. 0 means no limit. The checkpoint has no pod-level resources, as in Kubernetes 1.34.
+    /// Writes both checkpoint files of the kubelet for a pod whose containers have these limits in
+    /// MiB. 0 means no limit. The checkpoint has no pod-level resources, as in Kubernetes 1.34.
     pub fn checkpoint_with_limits(&self, uid: &str, limits: &[(&str, i64)]) {
         let of_container = |(name, limit): &(&str, i64)| {
             let limits = if *limit > 0 {
@@ -50,7 +50,7 @@ impl Node {
         self.checkpoint_of_pod(uid, &containers.into(), &serde_json::Value::Null);
     }
 
-    /// Writes the kubelet's checkpoint of one pod, to both files.
+    /// Writes both checkpoint files of the kubelet for one pod.
     pub fn checkpoint_of_pod(
         &self,
         uid: &str,

@@ -93,7 +93,8 @@ impl Runtime {
         make_files(&cgroup, &if limit > 0 { limit.to_string() } else { "max".into() });
     }
 
-    /// Sets the memory usage of a container to `current`. The kernel can reclaim `cache` bytes of it.
+    /// Sets the memory usage of a container to `current`. The kernel can reclaim `cache` bytes of
+    /// this usage.
     pub fn uses(&self, pod: &Pod, current: i64, cache: i64) {
         let cgroup = self.cgroup(pod);
         let stat = format!(
@@ -141,7 +142,7 @@ impl Runtime {
         overwrite(&self.root.join(cgroup).join(name), value);
     }
 
-    /// Waits until a cgroup's file holds `value`.
+    /// Waits until a cgroup's file contains `value`.
     pub async fn holds(&self, cgroup: &str, name: &str, value: impl ToString) {
         let wanted = value.to_string();
         let looks = async {
@@ -259,7 +260,7 @@ impl Runtime {
 }
 
 /// Returns the options of CRI-O with NRI 0.11. From NRI 0.10 on, the runtime reports in-place
-/// resizes of pods to its plugins.
+/// resizes of pods to plugins.
 pub fn crio() -> Options {
     Options {
         name: "cri-o".into(),
