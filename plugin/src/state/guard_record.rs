@@ -1,5 +1,5 @@
-//! File with the guard's record. A restarted plugin or `plimsoll restore` uses the record to undo
-//! the guard's change.
+//! File with the node guard's record about its change of `memory.max`. A restarted plugin or
+//! `plimsoll restore` uses the record to undo this change.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use plimsoll_core::policy::guard::GuardRecord;
 
 use crate::state::atomic_file;
 
-/// Returns the path of the record on the node whose file system is at `host`.
+/// Returns the path of the record's file on the node whose file system is at `host`.
 pub fn file(host: &Path) -> PathBuf {
     host.join(GuardRecord::PATH)
 }
