@@ -14,8 +14,8 @@ use crate::state::container::Container;
 use crate::state::rescues::is_rescue_wanted;
 
 impl Watcher {
-    /// Raises a container's limit if a raise is due. Raises the pod's limit first. Later containers
-    /// of the same name also get the raised limit.
+    /// Raises a container's limit if a raise is due. Raises the pod's limit before. Later
+    /// containers with the same name in the pod also get the raised limit.
     pub(super) fn raise_if_due(&mut self, path: &CgroupPath, container: &Arc<Container>) {
         if self.containers.settings().observes() {
             return self.plan(path, container, now());
@@ -72,7 +72,7 @@ impl Watcher {
         self.reports.report_planned(&container.into(), &what);
     }
 
-    /// Returns a raised limit if a raise is due.
+    /// Returns the raised limit for a container if a raise is due.
     pub(super) fn decide_raise(
         &mut self,
         path: &CgroupPath,
@@ -134,7 +134,7 @@ impl Watcher {
         raised
     }
 
-    /// Returns whether the pod's own limit prevents a raise, and logs this.
+    /// Returns whether the pod's own limit prevents a raise. Logs this if so.
     pub(super) fn is_bounded_by_its_pod(&self, container: &Container) -> bool {
         let is_bounded = self.levels.has_own_memory_limit(&container.sandbox);
         if is_bounded {
@@ -147,9 +147,9 @@ impl Watcher {
         is_bounded
     }
 
-    /// Returns the part of node allocatable that no container requests and no other raised limit
-    /// uses. The requests include the request of this container. Returns zero if node allocatable
-    /// is unknown.
+    /// Returns the part of node allocatable that is free for a raise of this container's limit.
+    /// Subtracts the requests of all containers, this one included, and the increases by other
+    /// raised limits. Returns zero if node allocatable is unknown.
     pub(super) fn free(&self, container: &Container) -> Bytes {
         let Some(allocatable) = self.containers.settings().node.allocatable else {
             return Bytes::ZERO;
