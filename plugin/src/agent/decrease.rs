@@ -1,8 +1,8 @@
 //! Preparation of limit decreases, so that a lower `memory.max` OOM-kills no process.
 //!
-//! The plugin first reclaims memory with `memory.reclaim`. Then it sets `memory.high` to the
-//! current usage, at most to the limit minus a margin. The kernel then throttles growth between the
-//! plugin's last check and the runtime's write. Finally the plugin checks the usage.
+//! The plugin first reclaims memory with `memory.reclaim`. Then the plugin sets `memory.high` to
+//! the current usage, at most to the limit minus a margin. The kernel then throttles growth between
+//! the plugin's last check and the runtime's write. Finally the plugin checks the usage.
 //!
 //! None of these steps OOM-kills a process, whatever the result. In contrast, a write of
 //! `memory.max` below the usage OOM-kills (kernel: Documentation/admin-guide/cgroup-v2.rst,
@@ -45,7 +45,7 @@ enum Preparation {
 /// Result of an attempt to prepare a container or pod for a lower limit.
 #[derive(Debug)]
 pub enum DecreaseResult {
-    /// The limit is not lower than the one in force, or the limit in force is unknown.
+    /// The new limit is not lower than the limit in force, or the limit in force is unknown.
     NoDecrease,
     /// The runtime or the kubelet may set the limit. The plugin may have lowered `memory.high`.
     Prepared,
@@ -206,8 +206,8 @@ impl LimitDecreases {
         let (sender, receiver) = oneshot::channel();
         // Use a separate thread, as `prepare_cgroup` below does.
         in_own_thread("pod-decrease", move || {
-            // The receiver may have stopped waiting. Send the attempt with the result, so that it
-            // has ended when the next attempt can begin.
+            // The receiver may have stopped waiting. Send the attempt with the result, so that this
+            // attempt has ended when the next attempt can begin.
             let _ = sender.send((reclaim(&cgroup, most, Instant::now() + budget), attempt));
         });
         // Ignore the result of the reclaim, and decide by the usage.
@@ -265,8 +265,8 @@ async fn prepare_cgroup(
         if !matches!(preparation, Ok(Preparation::Done)) {
             restore_high(&working, high);
         }
-        // The attempt travels with the result, so that it has ended when the next attempt can
-        // begin.
+        // Send the attempt with the result, so that this attempt has ended when the next attempt
+        // can begin.
         if let Err((Ok(Preparation::Done), _attempt)) = sender.send((preparation, attempt)) {
             // The receiver has stopped waiting, so the runtime will not set the limit.
             restore_high(&working, high);

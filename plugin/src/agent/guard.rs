@@ -63,8 +63,8 @@ const RECLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 /// written back dirty pages.
 const RECLAIM_STEP: Bytes = Bytes::new(64 << 20);
 
-/// Returns whether `cgroup` is the kubepods of the record, and its `memory.max` is a limit of the
-/// node guard.
+/// Returns whether `cgroup` is the kubepods in the node guard's record, and its `memory.max` is a
+/// limit of the node guard.
 fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError> {
     Ok(cgroup.inode()? == record.inode && record.is_ours(cgroup.read(Knob::Max)?))
 }
@@ -112,7 +112,7 @@ struct Kubepods {
 #[derive(Debug, Default)]
 struct State {
     record: Option<GuardRecord>,
-    /// Whether the record contains a limit that the plugin has not read back.
+    /// Whether the node guard's record contains a limit that the plugin has not read back.
     is_unsure: bool,
     contention: Contention<CgroupPath, Bytes>,
     /// Limit that waits for less usage, if the plugin has reported this, and the time of the next
@@ -288,8 +288,8 @@ impl Guard {
         let record = GuardRecord { cgroup: path.clone(), inode, before, limits };
         let attempt = self.set(cgroup, limit, observed, record.clone()).await;
         if matches!(attempt, Ok(SetResult::Overwritten) | Err(_)) {
-            // The record's file may exist now. A later pass must either remove the record or
-            // restore `memory.max`.
+            // The file with the node guard's record may exist now. A later pass must either remove
+            // this file or restore `memory.max`.
             (state.record, state.is_unsure) = (Some(record.clone()), true);
         }
         let subject = Subject::from(&path);

@@ -75,8 +75,8 @@ impl Record {
         host.join(DIRECTORY).join(FILE)
     }
 
-    /// Loads the record on the node whose file system is at `host`. Returns `None` if no record
-    /// exists.
+    /// Loads the record of an applied brake on the node whose file system is at `host`. Returns
+    /// `None` if no record exists.
     ///
     /// # Errors
     ///
@@ -90,7 +90,7 @@ impl Record {
         }
     }
 
-    /// Stores the record.
+    /// Stores the record of the applied brake.
     ///
     /// # Errors
     ///
@@ -99,7 +99,7 @@ impl Record {
         atomic_file::replace(&Self::file(host), &serde_json::to_vec(self)?)
     }
 
-    /// Removes the record. Returns whether a record existed.
+    /// Removes the record of the applied brake. Returns whether this record existed.
     ///
     /// # Errors
     ///
@@ -171,8 +171,8 @@ impl Tally {
         }
     }
 
-    /// Waits until a count exceeds its maximum, then returns the record. The tally then counts
-    /// nothing until the caller calls [`Self::clear`].
+    /// Waits until a count exceeds its maximum, then returns the record of the brake. The tally
+    /// then counts nothing until the caller calls [`Self::clear`].
     pub async fn exceeded(&self, at: impl Fn() -> u64) -> Record {
         loop {
             let exceeded = {

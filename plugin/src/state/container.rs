@@ -21,13 +21,13 @@ use crate::state::update_phase::{HighOverride, StoredValues, UpdatePhase, stored
 pub struct Container {
     /// ID in the runtime.
     pub id: String,
-    /// Name in its pod.
+    /// Name of the container in its pod.
     pub name: String,
-    /// Namespace and name of its pod, as `namespace/name`.
+    /// Namespace and name of the container's pod, as `namespace/name`.
     pub pod: String,
-    /// UID of its pod.
+    /// UID of the container's pod.
     pub uid: PodUid,
-    /// ID of its pod's sandbox.
+    /// ID of the sandbox of the container's pod.
     pub sandbox: String,
     /// Memory limit that the container should have. This limit comes from the create request or the
     /// last update, or the plugin chose it instead.
@@ -47,9 +47,9 @@ pub struct Container {
     pub swap_max: Option<Bytes>,
     /// `unified` map that the CRI client sent with the create request or the last update.
     pub unified: HashMap<String, String>,
-    /// Overrides from the annotations of its pod.
+    /// Overrides from the annotations of the container's pod.
     pub overrides: Overrides,
-    /// Its `oom_score_adj`.
+    /// The container's `oom_score_adj`.
     pub oom_score_adj: Option<i64>,
     /// Last operation of the kubelet on the container. This operation determines which of the
     /// kubelet's checkpoint entries is correct. The kubelet writes the entry of an update shortly
@@ -60,12 +60,13 @@ pub struct Container {
     /// Whether the plugin has seen processes in the container's cgroup. If so, the container has
     /// ended once the cgroup no longer exists.
     ///
-    /// With Kata and gVisor this field stays false. All processes of a pod are then in the cgroup
-    /// of its sandbox, and only the runtime reports the end of a container.
+    /// With Kata and gVisor, this field stays false. With these runtimes, all processes of a pod
+    /// are in the cgroup of the pod's sandbox, and only the runtime reports the end of a container.
     pub has_had_processes: bool,
-    /// Its cgroup. `None` if the runtime reported no path or an invalid path.
+    /// The container's cgroup. `None` if the runtime reported no path or an invalid path.
     pub cgroup: Option<CgroupPath>,
-    /// Position of its pod in the cgroup hierarchy. `None` if no kubelet created the pod's cgroup.
+    /// Position of the container's pod in the cgroup hierarchy. `None` if no kubelet created the
+    /// pod's cgroup.
     pub place: Option<PodPlace>,
 }
 

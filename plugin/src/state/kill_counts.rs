@@ -99,8 +99,8 @@ impl Pod {
     /// Returns whether the limit of the pod or of a container caused a kill. `reached` is the
     /// number of times that usage reached a limit in the pod. `now` is in seconds.
     ///
-    /// The kernel counts that usage reaches a limit before it kills a process, but it does not
-    /// always kill one. Therefore a reached limit explains only kills within [`KILL_FOLLOWS`].
+    /// When usage reaches a limit, the kernel counts this, but does not always OOM-kill a process
+    /// afterwards. Therefore a reached limit explains only kills within [`KILL_FOLLOWS`].
     pub(crate) fn was_limit_reached(&mut self, reached: u64, killed: &[Killed], now: u64) -> bool {
         let since = match self.reached_at {
             Some((count, since)) if count == reached => since,

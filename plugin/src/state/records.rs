@@ -1,5 +1,5 @@
-//! The kubelet's checkpoint entries of containers and pods, called records. One thread reads the
-//! kubelet's files, so a slow file system delays no other work.
+//! The kubelet's checkpoint entries for containers and pods. One thread reads the kubelet's files,
+//! so a slow file system delays no other work.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self as blocking, RecvTimeoutError};

@@ -22,7 +22,7 @@ pub struct Resolved {
     /// The container's desired state. The field `claim` of its desired values is the protection
     /// that the container needs from the cgroups above it.
     pub desired_state: DesiredState,
-    /// Evidence about the limits of its pod.
+    /// Evidence about the limits of the container's pod.
     pub pod: PodView,
     /// Incidents that follow from the container's limits.
     pub incidents: Vec<Occurrence>,

@@ -18,8 +18,8 @@ use crate::state::container::Container;
 use crate::state::kill_counts::Rest;
 use crate::state::kill_counts::{Counts, Killed, Pod};
 
-/// Returns the counts of the pod's containers, and the IDs of the containers whose cgroups are
-/// gone.
+/// Returns the kill counts of the pod's containers, and the IDs of the containers whose cgroups no
+/// longer exist.
 fn read_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, Vec<String>) {
     let (mut counts, mut gone) = (Vec::new(), Vec::new());
     for (id, running) in &pod.running {

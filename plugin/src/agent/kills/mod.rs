@@ -115,8 +115,8 @@ pub struct Watcher {
     changed: mpsc::UnboundedReceiver<ContainerChange>,
     path: PathBuf,
     counted: Counted,
-    /// Whether no stored counts existed at the start. If so, the kills in the cgroup files may be
-    /// old.
+    /// Whether no stored counts existed at the start. Without stored counts, the kills in the
+    /// cgroup files may be old.
     is_first: bool,
     is_failing: bool,
     /// Counts of each kubepods that the plugin has already handled.
@@ -219,7 +219,7 @@ impl Watcher {
             }
             if is_tick {
                 woken.extend(std::mem::take(&mut self.again));
-                // This call usually reads one file.
+                // A call of `suspects` usually reads only one file.
                 woken.extend(self.suspects());
                 if woken.is_empty() && changes.is_empty() {
                     continue;

@@ -57,7 +57,7 @@ impl Watcher {
         }
         let free = self.free(container);
         let page = settings.node.page_size;
-        // Decide with a copy of the history, so that the plugin does not store the decision.
+        // Decide with a copy of the kill history, so that the plugin does not store the decision.
         let what =
             match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
                 RescueDecision::NotYet => return,
@@ -134,7 +134,8 @@ impl Watcher {
         raised
     }
 
-    /// Returns whether the pod's own limit prevents a raise. Logs this if so.
+    /// Returns whether the pod's own limit prevents a raise. If the pod's own limit prevents the
+    /// raise, logs this.
     pub(super) fn is_bounded_by_its_pod(&self, container: &Container) -> bool {
         let is_bounded = self.levels.has_own_memory_limit(&container.sandbox);
         if is_bounded {

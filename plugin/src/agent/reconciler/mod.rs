@@ -48,7 +48,7 @@ use crate::state::pod_view::PodView;
 use crate::state::shared::SharedState;
 
 /// Maximum number of containers in one request to the runtime. The runtime takes some tenths of a
-/// second for each container, and holds the runtime's lock meanwhile.
+/// second for each container, and meanwhile blocks other requests by its lock.
 pub(super) const BATCH: usize = 8;
 
 /// Delay before the check of an update that the runtime has announced. The runtime does not report

@@ -195,7 +195,8 @@ impl PendingUpdate {
 pub(super) struct PendingUpdate {
     pub(super) container: Arc<Container>,
     pub(super) writes: Vec<Write>,
-    /// Whether the plugin requests another limit. Otherwise it requests the values of the policy.
+    /// Whether the plugin requests another limit. With `false`, the plugin requests the values of
+    /// the policy.
     pub(super) is_limit_request: bool,
     pub(super) attempt: u32,
     /// Swap limit of the container, if there is one.

@@ -171,9 +171,9 @@ impl Plugin for Service {
     async fn configure(&self, configuration: Configuration) -> Result<(), Refusal> {
         self.reports.metrics.connections.inc();
         *lock(&self.budget) = configuration.request_timeout / BUDGET;
-        // If the runtime has launched the plugin, it sends the plugin the same text with every
-        // connection, and the plugin watches the file for newer text. Any other plugin has read the
-        // file itself.
+        // A runtime that has launched the plugin sends the same text with every connection. The
+        // plugin then watches the configuration file for newer text. If the runtime has not
+        // launched the plugin, the plugin has read the file itself.
         let config = match &configuration.drop_in {
             Some(text) if !self.configured.swap(true, Ordering::Relaxed) => {
                 let config = Config::parse(text.as_bytes(), "configuration from the runtime");

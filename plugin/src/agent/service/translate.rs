@@ -44,9 +44,9 @@ pub(super) fn place(cgroup_parent: &str) -> Option<PodPlace> {
 }
 
 /// Returns whether a `unified` map sets a file to a value that differs from the kernel's default.
-/// The default does not count, because the kubelet sends it with every request. Without the feature
-/// MemoryQoS, the kubelet sends `memory.high=max`. With MemoryQoS, the kubelet also sends zeros
-/// where its policy protects no memory. Source: Kubernetes 1.37,
+/// The kernel's default does not count, because the kubelet sends this default with every request.
+/// Without the feature MemoryQoS, the kubelet sends `memory.high=max`. With MemoryQoS, the kubelet
+/// also sends zeros where its policy protects no memory. Source: Kubernetes 1.37,
 /// `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
 pub(super) fn is_claimed(unified: &HashMap<String, String>, knob: Knob) -> bool {
     unified.get(knob.file_name()).is_some_and(|claimed| claimed.parse() != Ok(knob.default_value()))

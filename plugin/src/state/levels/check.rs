@@ -29,7 +29,7 @@ pub struct Checked {
 pub enum CheckNext {
     /// The cgroup has its desired values, or the plugin leaves other values in place.
     Settled,
-    /// The cgroup must be checked again after this time.
+    /// The caller must check the cgroup again after this time.
     Again(Duration),
     /// The cgroup no longer exists.
     Gone,

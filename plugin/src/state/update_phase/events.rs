@@ -83,8 +83,8 @@ impl UpdatePhase {
 
 /// Events of limit decreases and of the plugin's requests.
 impl UpdatePhase {
-    /// A limit decrease is about to lower `memory.high` from `high`. Returns whether the decrease
-    /// may do so.
+    /// A limit decrease is about to lower `memory.high` from `high`. Returns whether the phase
+    /// allows this decrease.
     pub fn begin_decrease(&mut self, by: Party, high: Limit) -> bool {
         if by == Party::Plugin {
             if !self.may_check() || self.update != Update::Ended(UpdateResult::ReadBack) {
@@ -92,7 +92,7 @@ impl UpdatePhase {
             }
             self.request = Request::Prepared;
         }
-        // The file may still hold the lowered value of an earlier decrease.
+        // The file may still have the lowered value of an earlier decrease.
         self.high.original.get_or_insert(high);
         self.is_lowered = true;
         self.is_lowered_during_request =
@@ -230,8 +230,8 @@ impl UpdatePhase {
         self.is_unmanaged = true;
     }
 
-    /// The runtime did not get the original values, or it got them and the plugin forgets the
-    /// container. Returns whether the plugin had begun to send the original values.
+    /// Either the runtime did not get the original values, or the runtime got them and the plugin
+    /// forgets the container. Returns whether the plugin had begun to send the original values.
     pub fn end_unmanaging(&mut self) -> bool {
         std::mem::take(&mut self.is_unmanaged)
     }
