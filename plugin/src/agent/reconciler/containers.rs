@@ -119,8 +119,7 @@ impl Reconciler {
         self.repair(container, comparison, touched, enforces)
     }
 
-    /// Sets the protection that a container needs from the cgroups above it, unless a newer event
-    /// has changed the container.
+    /// Sets a container's protection claim, unless a newer event has changed the container.
     fn set_claim(&self, container: &Container, claim: Protection) {
         if let Some(place) = &container.place {
             let is_current = || self.containers.is_current(container);
@@ -200,8 +199,7 @@ impl Reconciler {
                 let timeout = self.containers.settings().config.shrink_deadline;
                 self.deferred.put(&container.id, limit, timeout);
             }
-            // The plugin has sent no request after the user's update, because it never requests an
-            // unlimited memory.max.
+            // The plugin never requests `max`, so it sent no request after the user's update.
             Limit::Max => {}
         }
     }
@@ -287,8 +285,7 @@ impl Reconciler {
             );
             return None;
         }
-        // If the runtime writes files for its client, this write does not count as a change by
-        // another program.
+        // Writes by the runtime for its client do not count as changes by another program.
         let is_foreign = is_stored && !self.contention.is_expected(&container.id);
         let desired = comparison.desired_state.values();
         let now = std::time::Instant::now();
@@ -389,8 +386,7 @@ impl Reconciler {
         self.schedule(REPAIR_CHECK_DELAY, WorkItem::Container(container.id.clone()));
     }
 
-    /// Handles the result of a batch of requests, and schedules checks of the containers in this
-    /// batch.
+    /// Handles the result of a batch of requests. Schedules checks of the batch's containers.
     pub(super) fn on_finished_batch(&mut self, done: FinishedBatch, due: &mut DueChecks) {
         for pending in &done.batch {
             let container = &pending.container;
@@ -445,8 +441,8 @@ impl Reconciler {
         }
     }
 
-    /// Handles a container whose cgroup no longer exists. The runtime may report the container's
-    /// end later, or never.
+    /// Handles a container whose cgroup was removed. The runtime may report its end later, or
+    /// never.
     pub(super) fn on_ended(&mut self, container: &Container) {
         debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the \
             container has ended");
