@@ -12,7 +12,7 @@
 //! 4. [`plimsoll_core::policy::desired`] computes the desired values of `memory.min`, `memory.low`
 //!    and `memory.high`.
 //! 5. [`agent::service`] returns the desired values to the runtime. [`agent::reconciler`] writes
-//!    them to the cgroups of running containers and reads them back.
+//!    the values to the cgroups of running containers and reads them back.
 
 pub mod agent;
 pub mod cgroup;
@@ -26,16 +26,16 @@ pub mod state;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// Locks a mutex and ignores poisoning. No code in this crate that can panic runs while a lock is
-/// held, so the data of a poisoned mutex is valid.
+/// Locks a mutex and ignores poisoning. While a lock is held, this crate runs no code that can
+/// panic. Therefore the data of a poisoned mutex is valid.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs `work` in a new thread instead of one of the few blocking threads of tokio.
 ///
-/// If the kernel allows no more threads, the function logs a warning and drops `work`. A receiver
-/// that waits for the result then finds its sender dropped.
+/// If the kernel allows no more threads, the function logs a warning and drops `work`. If a
+/// receiver waits for the result, it then finds that its sender was dropped.
 pub(crate) fn in_own_thread(name: &str, work: impl FnOnce() + Send + 'static) {
     #[cfg(test)]
     OWN_THREADS.with(|threads| threads.set(threads.get() + 1));

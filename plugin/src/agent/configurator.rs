@@ -29,9 +29,9 @@ pub struct Configurator {
     work: mpsc::UnboundedSender<WorkItem>,
     host: PathBuf,
     on_config: OnConfig,
-    /// The brake's record, if the plugin could not write its file yet. The lock also serializes
-    /// changes of the settings. The holder may read and write files, so the event loop never takes
-    /// this lock.
+    /// The brake's record, if the plugin could not write the record's file yet. The lock also
+    /// serializes changes of the settings. Code that holds this lock may read and write files, so
+    /// the event loop never takes it.
     unstored: Mutex<Option<brake::Record>>,
     /// Whether a [`NodeRefresh`] exists.
     is_refreshing: AtomicBool,
@@ -63,15 +63,16 @@ impl Configurator {
         let _ = self.work.send(work);
     }
 
-    /// Applies another configuration from `file`, to all containers.
+    /// Applies another configuration to all containers. `file` is the path of the configuration
+    /// file.
     pub fn reconfigure(&self, config: Config, file: &str) {
         self.apply_config(Some(config));
         info!(file, "configuration changed");
         self.enqueue(WorkItem::All);
     }
 
-    /// Checks whether `plimsoll restore` was called or the brake was reset. After a change,
-    /// reconciles all containers.
+    /// Checks whether an operator has called `plimsoll restore` or has reset the brake. After a
+    /// change, lets the reconcile task check all containers.
     pub fn check_markers(&self) {
         let mut unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
@@ -102,7 +103,7 @@ impl Configurator {
         self.enqueue(WorkItem::All);
     }
 
-    /// Logs that the plugin is in observe mode, and which raised limits stay.
+    /// Logs that the plugin is in observe mode, and which limits stay raised.
     fn log_mode(&self, settings: &Settings) {
         if !settings.observes() {
             return;
@@ -134,8 +135,8 @@ impl Configurator {
         }
     }
 
-    /// Returns the settings for a configuration. If the brake's record could not be stored, the
-    /// brake stays applied. The plugin then tries again to store the record.
+    /// Returns the settings for a configuration. If the plugin could not store the brake's record,
+    /// the brake stays applied and the plugin tries again to store the record.
     fn discover(
         &self,
         config: Config,
@@ -149,8 +150,8 @@ impl Configurator {
                     *unstored = None;
                 }
             }
-            // From now on, the file decides whether the brake is applied, so that an operator can
-            // remove the file.
+            // From now on, the brake is applied as long as the file exists, so that an operator can
+            // reset the brake.
             _ => *unstored = None,
         }
         (settings, memory)
@@ -158,7 +159,7 @@ impl Configurator {
 
     fn set(&self, settings: Settings) {
         if self.state.containers.settings().brake.is_some() && settings.brake.is_none() {
-            // Reset the counts. Without this call, the brake could never be applied again.
+            // Reset the counts. Otherwise the plugin could never apply the brake again.
             self.reports.brake.clear();
             info!("the brake was reset");
         }
@@ -167,7 +168,7 @@ impl Configurator {
     }
 
     /// Applies another configuration. With `None`, applies the configuration in force once more.
-    /// The caller then reconciles all containers.
+    /// Afterwards, the caller must let the reconcile task check all containers.
     pub fn apply_config(&self, config: Option<Config>) {
         let mut unstored = lock(&self.unstored);
         // The configuration in force may have changed while this function waited for the lock.
@@ -211,12 +212,12 @@ impl Configurator {
         (self.on_config)(&config);
     }
 
-    /// Begins to determine node allocatable again. Node allocatable replaces the limit of a
-    /// container without a limit. A runtime starts its plugins before the kubelet runs. The kubelet
-    /// determines node allocatable later and may change it.
+    /// Begins to determine node allocatable again. For a container without a memory limit, the
+    /// plugin uses node allocatable as the limit. A runtime starts its plugins before the kubelet
+    /// runs. The kubelet determines node allocatable later and may change it.
     ///
-    /// Returns `None` if the configuration fixes node allocatable, or a refresh is under way. Then
-    /// the caller needs no thread.
+    /// Returns `None` if the configuration sets node allocatable, or another refresh is under way.
+    /// In both cases, the caller needs no thread.
     pub fn begin_refresh(self: &Arc<Self>) -> Option<NodeRefresh> {
         let settings = self.state.containers.settings();
         let is_needed = settings.config.node_allocatable == NodeAllocatable::Auto
@@ -244,7 +245,7 @@ pub struct NodeRefresh {
 }
 
 impl NodeRefresh {
-    /// Reads the kubelet's files, and applies a changed node allocatable.
+    /// Reads the kubelet's files, and applies node allocatable if it has changed.
     pub fn run(self) {
         self.configurator.refresh_node();
     }

@@ -1,12 +1,12 @@
 //! Preparation of limit decreases, so that a lower `memory.max` OOM-kills no process.
 //!
-//! The plugin first reclaims memory by `memory.reclaim`. Then it sets `memory.high` to the current
-//! usage, at most to the limit minus a margin. The kernel then throttles growth between the
-//! plugin's last check and the runtime's write. Finally the plugin checks the usage.
+//! The plugin first reclaims memory with `memory.reclaim`. Then the plugin sets `memory.high` to
+//! the current usage, at most to the limit minus a margin. The kernel then throttles growth between
+//! the plugin's last check and the runtime's write. Finally the plugin checks the usage.
 //!
-//! None of these steps OOM-kills a process, whatever the result. Setting `memory.max` below the
-//! usage does (kernel: Documentation/admin-guide/cgroup-v2.rst, "memory.max"). runc and containerd
-//! do not check the usage before.
+//! None of these steps OOM-kills a process, whatever the result. In contrast, a write of
+//! `memory.max` below the usage OOM-kills (kernel: Documentation/admin-guide/cgroup-v2.rst,
+//! "memory.max"). runc and containerd do not check the usage before they write.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -29,41 +29,41 @@ use crate::{in_own_thread, lock};
 /// written back dirty pages.
 const RECLAIM_STEP: Bytes = Bytes::new(16 << 20);
 
-/// Time after the deadline for which the plugin still waits for the result of an attempt.
+/// Time for which the plugin still waits for the result of an attempt after its deadline.
 const LAST_CHECK_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Result of the preparation of a cgroup for a lower limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Preparation {
-    /// The limit may be set. `memory.high` is at most the limit minus a margin.
+    /// The runtime may set the limit. `memory.high` is at most the limit minus a margin.
     Done,
-    /// The limit would cause an OOM kill. `memory.high` is restored, at the latest when the reclaim
-    /// ends.
+    /// The limit would cause an OOM kill. The plugin restores `memory.high`, at the latest when the
+    /// reclaim ends.
     WouldKill(Usage),
 }
 
 /// Result of an attempt to prepare a container or pod for a lower limit.
 #[derive(Debug)]
 pub enum DecreaseResult {
-    /// The limit is not lower than the one in force, or the limit in force is unknown.
+    /// The new limit is not lower than the limit in force, or the limit in force is unknown.
     NoDecrease,
-    /// The limit may be set. `memory.high` may be lower now.
+    /// The runtime or the kubelet may set the limit. The plugin may have lowered `memory.high`.
     Prepared,
-    /// The limit would cause an OOM kill. The cgroup's files are restored.
+    /// The limit would cause an OOM kill. The plugin restores the cgroup's files.
     WouldKill {
         /// Limit in force.
         in_force: Limit,
         /// Memory usage.
         usage: Usage,
     },
-    /// Another attempt or another update is under way. Nothing was measured.
+    /// Another attempt or another update is under way. The plugin has not measured the usage.
     Busy {
         /// Limit in force.
         in_force: Limit,
     },
 }
 
-/// Prepares limit decreases, for each container or pod one at a time.
+/// Prepares limit decreases. For each container or pod, at most one attempt is under way at a time.
 #[derive(Debug)]
 pub struct LimitDecreases {
     root: Arc<CgroupRoot>,
@@ -72,19 +72,19 @@ pub struct LimitDecreases {
 }
 
 impl LimitDecreases {
-    /// Creates the value without any attempt under way.
+    /// Creates an instance without any attempt under way.
     pub fn new(root: Arc<CgroupRoot>, containers: Arc<Containers>) -> Self {
         Self { root, containers, under_way: Arc::default() }
     }
 
     /// Prepares a container for its new limit, within about `budget`. `by` is the party that wants
-    /// the limit. The user's update must be announced. Until the update or the plugin's request
-    /// ends, the plugin does not repair `memory.high`. The caller must ensure that the container's
-    /// values are checked again.
+    /// the limit. If this is the user, the runtime must have announced the update. Until the update
+    /// or the plugin's request ends, the plugin does not repair `memory.high`. The caller must
+    /// ensure that the reconcile task checks the container's values again.
     ///
     /// # Errors
     ///
-    /// When the container's cgroup cannot be read, or `memory.high` cannot be written.
+    /// Fails if the container's cgroup cannot be read, or `memory.high` cannot be written.
     pub async fn prepare(
         &self,
         container: &Container,
@@ -106,7 +106,8 @@ impl LimitDecreases {
             return Ok(DecreaseResult::Busy { in_force });
         };
         self.containers.remember(container, held);
-        // Record the original memory.high so that the temporary value is not mistaken for it.
+        // Store the original memory.high, so that no code mistakes the temporary value for the
+        // original one.
         let high = held.high.unwrap_or(Limit::Max);
         let Some(high) = self.containers.begin_decrease(container, by, high) else {
             return Ok(DecreaseResult::Busy { in_force });
@@ -117,8 +118,8 @@ impl LimitDecreases {
             self.containers.on_phase(&container.id, UpdatePhase::cancel_decrease);
         }
         let preparation = match preparation {
-            // If the attempt failed, the usage decides: setting the limit could still cause an OOM
-            // kill.
+            // After a failed attempt, decide by the usage, because the limit could still cause an
+            // OOM kill.
             Err(error) => {
                 let usage = self.root.cgroup(path).and_then(|cgroup| cgroup.usage_in_parts());
                 match usage {
@@ -138,8 +139,8 @@ impl LimitDecreases {
         })
     }
 
-    /// Checks a container's limit decrease without changing anything. Returns `Some` if the
-    /// decrease would cause an OOM kill, whatever the kernel reclaims before.
+    /// Checks a container's limit decrease without a change to any file. Returns `Some` if the
+    /// decrease would cause an OOM kill, however much memory the kernel reclaims before.
     pub fn check(&self, container: &Container) -> Option<LowerLimit> {
         let Limit::Bytes(limit) = container.limit else { return None };
         let cgroup = self.root.cgroup(container.cgroup.as_ref()?).ok()?;
@@ -150,8 +151,8 @@ impl LimitDecreases {
         kills.then_some(LowerLimit { limit: container.limit, in_force, usage })
     }
 
-    /// Checks the decrease of a pod's own limit without changing anything, as [`Self::check`] does.
-    /// `id` is the ID of the pod's sandbox.
+    /// Checks the decrease of a pod's own limit as [`Self::check`] does for a container. `id` is
+    /// the ID of the pod's sandbox.
     pub fn check_pod(&self, id: &str, pod: &CgroupPath, limit: Bytes) -> Option<LowerLimit> {
         let cgroup = self.root.cgroup(pod).ok()?;
         let in_force =
@@ -162,9 +163,9 @@ impl LimitDecreases {
         kills.then_some(LowerLimit { limit: limit.into(), in_force, usage })
     }
 
-    /// Returns the maximum usage at which the pod's limit may be set. This is `limit` if the
-    /// containers may use no more than `limit` together, because each container has its own margin.
-    /// Otherwise it is `limit` minus a margin.
+    /// Returns the maximum usage at which the kubelet may set the pod's limit. If the containers
+    /// may use no more than `limit` together, this usage is `limit`, because each container has its
+    /// own margin. Otherwise the usage is `limit` minus a margin.
     fn max_pod_usage(&self, id: &str, limit: Bytes) -> Bytes {
         let mut containers = self.containers.in_sandbox(id);
         containers.retain(|container| container.is_alive(&self.root));
@@ -182,13 +183,13 @@ impl LimitDecreases {
     ///
     /// If the containers may use no more than `limit` together, the usage may reach `limit`. The
     /// kubelet gives the containers their lower limits before the pod, and each container has its
-    /// own margin. An additional margin for the pod would refuse harmless decreases. The containers
-    /// may use more than `limit` if the pod has its own limits (`PodLevelResources`). Then the
-    /// usage must leave a margin for growth.
+    /// own margin. With an additional margin for the pod, the plugin would refuse harmless
+    /// decreases. If the pod has its own limits (`PodLevelResources`), the containers may use more
+    /// than `limit`. In this case, the usage must leave a margin for growth.
     ///
     /// # Errors
     ///
-    /// When the pod's cgroup cannot be read.
+    /// Fails if the pod's cgroup cannot be read.
     pub async fn prepare_pod(
         &self,
         id: &str,
@@ -208,11 +209,11 @@ impl LimitDecreases {
         let (sender, receiver) = oneshot::channel();
         // Use a separate thread, as `prepare_cgroup` below does.
         in_own_thread("pod-decrease", move || {
-            // The receiver may have stopped waiting. The attempt travels with the result, so that
-            // it has ended when the next attempt can begin.
+            // The receiver may have stopped waiting. Send the attempt with the result, so that this
+            // attempt has ended when the next attempt can begin.
             let _ = sender.send((reclaim(&cgroup, most, Instant::now() + budget), attempt));
         });
-        // Whatever the result of the reclaim, the usage decides.
+        // Ignore the result of the reclaim, and decide by the usage.
         let _ = tokio::time::timeout(budget + LAST_CHECK_TIMEOUT, receiver).await;
         let usage = self.root.cgroup(pod)?.usage_in_parts()?;
         Ok(match limit_decrease::fits(most, &usage) {
@@ -224,7 +225,8 @@ impl LimitDecreases {
     }
 }
 
-/// An attempt for a container or pod, which lasts until the kernel has finished the reclaim.
+/// An attempt to prepare a container or pod. The attempt lasts until the kernel has finished the
+/// reclaim.
 #[derive(Debug)]
 struct Attempt {
     under_way: Arc<Mutex<HashSet<String>>>,
@@ -246,9 +248,9 @@ impl Drop for Attempt {
     }
 }
 
-/// Prepares `cgroup` for `limit`, until `deadline` at the latest. `high` is the original
-/// `memory.high`. A longer reclaim continues in its own thread, which restores `memory.high` at the
-/// end.
+/// Prepares `cgroup` for `limit`. Returns shortly after `deadline` at the latest. `high` is the
+/// original `memory.high`. If the reclaim takes longer, it continues in its own thread. This thread
+/// restores `memory.high` at the end.
 async fn prepare_cgroup(
     cgroup: Cgroup,
     limit: Bytes,
@@ -259,14 +261,15 @@ async fn prepare_cgroup(
     let cgroup = Arc::new(cgroup);
     let (sender, mut receiver) = oneshot::channel();
     let working = cgroup.clone();
-    // Use a separate thread: there are few threads for blocking work, and the kernel may take long.
+    // Use a separate thread, because tokio has few threads for blocking work and the kernel may
+    // take long.
     in_own_thread("decrease", move || {
         let preparation = try_prepare(&working, limit, high, deadline);
         if !matches!(preparation, Ok(Preparation::Done)) {
             restore_high(&working, high);
         }
-        // The attempt travels with the result, so that it has ended when the next attempt can
-        // begin.
+        // Send the attempt with the result, so that this attempt has ended when the next attempt
+        // can begin.
         if let Err((Ok(Preparation::Done), _attempt)) = sender.send((preparation, attempt)) {
             // The receiver has stopped waiting, so the runtime will not set the limit.
             restore_high(&working, high);
@@ -308,8 +311,8 @@ fn try_prepare(
     }
 }
 
-/// Reclaims memory until the usage is at most `most`. Returns the usage if it stays above `most`.
-/// Returns `None` on success, and also if the kernel has no `memory.reclaim`.
+/// Reclaims memory until the usage is at most `most`. Returns the usage if it is still above `most`
+/// at the end. Returns `None` on success, and also if the kernel has no `memory.reclaim`.
 fn reclaim(cgroup: &Cgroup, most: Bytes, deadline: Instant) -> Result<Option<Usage>, CgroupError> {
     Ok(match cgroup.reclaim_to(most, RECLAIM_STEP, deadline)? {
         // Lowering memory.high also makes the kernel reclaim memory.
@@ -320,7 +323,8 @@ fn reclaim(cgroup: &Cgroup, most: Bytes, deadline: Instant) -> Result<Option<Usa
 
 /// Restores `memory.high`.
 fn restore_high(cgroup: &Cgroup, high: Limit) {
-    // The cgroup may be gone. Otherwise the next check of the container finds the wrong value.
+    // The write may fail because the cgroup no longer exists. After any other failure, the next
+    // check of the container finds the wrong value.
     if cgroup.read(Knob::High).is_ok_and(|now| now != high) {
         let _ = cgroup.write(Knob::High, high);
     }

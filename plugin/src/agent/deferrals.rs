@@ -1,9 +1,10 @@
 //! Deferred limit decreases, which the plugin retries in the background (`shrink: defer`).
 //!
-//! The plugin makes about one pass per second. In each pass it reclaims memory of each container
-//! for up to three tenths of a second. The plugin skips a container whose limit is out of reach,
-//! and a container that already stalls on memory. Once the usage fits, the plugin requests the
-//! limit from the runtime. The limit counts as applied once the plugin has read it back.
+//! The plugin makes about one pass per second. In each pass, the plugin reclaims memory of each
+//! container for up to three tenths of a second. The plugin skips a container if no reclaim can
+//! lower its usage to the limit, or if the container already stalls on memory. Once the usage fits,
+//! the plugin requests the limit from the runtime. The limit counts as applied once the plugin has
+//! read it back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::state::update_phase::Party;
 /// Pause between two passes over the deferred limits.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time for one attempt to prepare a container's limit decrease.
+/// Maximum time for one attempt to prepare a container's limit decrease.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Time after which the plugin repeats a request for a limit that the runtime has not set.
@@ -45,7 +46,8 @@ pub struct Deferrals {
 }
 
 impl Deferrals {
-    /// Creates the task. The reconcile task gets the requests for the runtime through `work`.
+    /// Creates the task. Through `work`, this task passes its requests for the runtime to the
+    /// reconcile task.
     pub fn new(
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
@@ -91,7 +93,8 @@ impl Deferrals {
         }
     }
 
-    /// Tries once to apply a deferred limit. Returns whether the limit needs no further try.
+    /// Tries once to apply a deferred limit. Returns whether the plugin is done with the limit, so
+    /// that no further try follows.
     async fn try_once(
         &self,
         container: &Container,
@@ -115,7 +118,8 @@ impl Deferrals {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
-        // Outside enforce mode, the plugin gives up the limit and reports this.
+        // After the timeout or outside enforce mode, the plugin gives up the limit and reports
+        // this.
         if now.duration_since(since) >= timeout || !self.containers.settings().enforces() {
             self.reports.report(
                 &container.into(),
@@ -155,8 +159,8 @@ mod tests {
     use super::*;
     use crate::state::testing::{POD, TestNode};
 
-    /// Tries a deferred limit of 100 MiB for a container with 200 MiB. Returns whether the limit is
-    /// settled, and the work for the reconcile task.
+    /// Tries a deferred limit of 100 MiB for a container with 200 MiB. Returns whether the plugin
+    /// is done with the limit, and the work for the reconcile task.
     async fn try_limit(node: &TestNode, since: Instant) -> (bool, Option<WorkItem>) {
         let (work, mut todo) = mpsc::unbounded_channel();
         let (root, containers) = (node.root.clone(), node.containers.clone());

@@ -1,23 +1,25 @@
-//! The node guard (`nodeGuard`), which keeps memory for the programs outside the pods. The guard
-//! sets one limit for all pods together: `memory.max` of kubepods.
+//! The node guard (`nodeGuard`), which keeps memory for the programs outside the pods. The node
+//! guard sets one limit for all pods together: `memory.max` of kubepods.
 //!
 //! The limits of pods may add up to many times the node's memory. When pods use all memory, the
 //! kernel first reclaims memory on the whole node and then OOM-kills. The victim may be the runtime
-//! or sshd, and all programs stall until then. With the guard limit, the kernel reclaims memory
-//! only from pods and OOM-kills only in pods. The kernel chooses a victim by `oom_score_adj`, which
-//! reflects the usage beyond the requests. The second part of the guard is `memory.min` of the
-//! system's cgroups ([`crate::config::Config::reserved`]), which protects their page cache.
+//! or sshd, and all programs stall until the OOM kill. With the node guard's limit, the kernel
+//! reclaims memory only from pods and OOM-kills only in pods. The kernel chooses a victim by usage
+//! and `oom_score_adj`, so it prefers containers that use more than their requests. The second part
+//! of the node guard is `memory.min` of the system's cgroups ([`crate::config::Config::reserved`]),
+//! which protects their page cache.
 //!
-//! The guard does not use `memory.high`. On Linux 7.2, throttled pods exceeded `memory.high` and
-//! the kernel OOM-killed on the whole node.
+//! The node guard does not use `memory.high`. On Linux 7.2, throttled pods exceeded `memory.high`,
+//! and the kernel OOM-killed processes on the whole node.
 //!
 //! The kubelet sets the same file to the memory that it leaves for pods (`enforceNodeAllocatable`,
 //! in the kubelet's `pkg/kubelet/cm/node_container_manager_linux.go`). The lower of both limits
-//! applies. A file ([`GuardRecord`]) stores the value without the guard, and the plugin restores
-//! this value later.
+//! applies. Another file ([`GuardRecord`]) stores the value that `memory.max` had without the node
+//! guard. The plugin restores this value later.
 //!
-//! Setting the guard limit kills no process. If pods use more, the plugin reclaims memory and sets
-//! the limit only once the usage fits.
+//! The node guard's limit does not OOM-kill a process at the moment when the plugin sets it. If
+//! pods use more memory, the plugin first reclaims memory, and sets the limit only once the usage
+//! fits.
 
 use std::io;
 use std::path::PathBuf;
@@ -43,31 +45,32 @@ use crate::state::settings::is_restored;
 pub use crate::state::settings::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
 
-/// Interval of the check of kubepods in addition to inotify. The kernel may have lost an inotify
-/// event, or kubepods may be another cgroup now.
+/// Interval of the periodic check of kubepods. This check finds changes whose inotify event was
+/// lost, and a new cgroup in place of kubepods.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Interval of the attempts to set a waiting limit.
+/// Interval of the attempts to set the limit while the usage is too high.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Delay before the check of a file that has just changed.
 const RECHECK_DELAY: Duration = Duration::from_millis(50);
 
-/// Time for one attempt to reclaim memory. Pods may allocate memory as fast as the kernel reclaims
-/// it.
+/// Maximum time for one attempt to reclaim memory. Pods may allocate memory as fast as the kernel
+/// reclaims it, so an attempt needs a maximum.
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum amount of memory per write to `memory.reclaim`. The write waits until the kernel has
 /// written back dirty pages.
 const RECLAIM_STEP: Bytes = Bytes::new(64 << 20);
 
-/// Returns whether `cgroup` is the recorded kubepods and holds a limit of the guard.
+/// Returns whether `cgroup` is the kubepods in the node guard's record, and its `memory.max` is a
+/// limit of the node guard.
 fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError> {
     Ok(cgroup.inode()? == record.inode && record.is_ours(cgroup.read(Knob::Max)?))
 }
 
-/// Returns whether `memory.max` of kubepods holds a limit of the guard. Returns false for a waiting
-/// limit.
+/// Returns whether `memory.max` of kubepods is a limit of the node guard. Returns false while the
+/// limit waits for less usage.
 pub fn is_in_force(root: &CgroupRoot, levels: &Levels) -> bool {
     let Ok(Some((path, cgroup))) = levels.open_kubepods() else { return false };
     guard_record::load(root.host()).is_some_and(|record| {
@@ -75,19 +78,19 @@ pub fn is_in_force(root: &CgroupRoot, levels: &Levels) -> bool {
     })
 }
 
-/// Result of an attempt to set the guard limit.
+/// Result of an attempt to set the node guard's limit.
 enum SetResult {
     /// The plugin has set the limit and read it back.
     Set,
     /// Pods use more than the limit, and the kernel could not reclaim enough.
     UsageAbove(Usage),
-    /// The file has changed, or the desired limit has changed. The plugin wrote nothing.
+    /// The file or the desired limit has changed, so the plugin has not written the limit.
     Changed,
-    /// The plugin wrote the limit, but another program has written another value since.
+    /// The plugin has written the limit, but another program has written another value since then.
     Overwritten,
 }
 
-/// The task that keeps the guard limit in force.
+/// The task that keeps the node guard's limit in force.
 #[derive(Clone, Debug)]
 pub struct Guard {
     host: PathBuf,
@@ -97,7 +100,7 @@ pub struct Guard {
     reports: Arc<Reports>,
 }
 
-/// The cgroup of all pods, with the limit that it holds.
+/// The cgroup of all pods, with its current limit.
 struct Kubepods {
     path: CgroupPath,
     cgroup: Cgroup,
@@ -109,10 +112,11 @@ struct Kubepods {
 #[derive(Debug, Default)]
 struct State {
     record: Option<GuardRecord>,
-    /// Whether the record contains a limit that the plugin has not read back.
+    /// Whether the node guard's record contains a limit that the plugin has not read back.
     is_unsure: bool,
     contention: Contention<CgroupPath, Bytes>,
-    /// Waiting limit that the plugin has reported, and the time of the next attempt.
+    /// Limit that waits for less usage, if the plugin has reported this, and the time of the next
+    /// attempt.
     waits: Option<(Bytes, Instant)>,
     is_failing: bool,
     /// Whether the log has reported that the node has no system.slice to protect.
@@ -120,7 +124,7 @@ struct State {
 }
 
 impl Guard {
-    /// Creates the guard of the node whose file system is at `host`.
+    /// Creates the node guard's task for the node whose file system is at `host`.
     pub fn new(
         host: PathBuf,
         root: Arc<CgroupRoot>,
@@ -131,10 +135,12 @@ impl Guard {
         Self { host, root, containers, levels, reports }
     }
 
-    /// Runs forever, once the runtime has configured the plugin. Before that, the desired limit is
-    /// unknown, and another instance of the plugin may use a guard limit.
+    /// Waits until the runtime has configured the plugin, then runs forever. Before the
+    /// configuration, the desired limit is unknown, and another instance of the plugin may still
+    /// use the node guard.
     ///
-    /// `configured` is a receiver of changes of the settings from before the runtime connects.
+    /// `configured` receives changes of the settings. The caller must have created this receiver
+    /// before the runtime connects.
     pub async fn run_when_configured(self, mut configured: watch::Receiver<()>) {
         // `self.containers` owns the sender, so the channel cannot close.
         let _ = configured.changed().await;
@@ -153,7 +159,7 @@ impl Guard {
                 watched = None;
                 let changed = settings.changed();
                 // The marker file of `plimsoll restore` exists, but the settings do not contain it
-                // yet. The user may remove it before the settings change.
+                // yet. The user may remove the marker file before the settings change.
                 if self.containers.settings().guard_limit().is_some() {
                     let _ = timeout(CHECK_INTERVAL, changed).await;
                 } else {
@@ -162,8 +168,8 @@ impl Guard {
                 continue;
             }
             self.warn_if_system_is_missing(&mut state);
-            // Watch the cgroup before the check, so that no write is missed in between. Add the
-            // watch on each pass, because kubepods may be another cgroup now.
+            // Watch the cgroup before the check, so that the plugin misses no write in between. Add
+            // the watch on each pass, because kubepods may be another cgroup now.
             watched = self.watch(watched);
             let again = match self.step(&mut state, written).await {
                 Ok(again) => {
@@ -188,8 +194,8 @@ impl Guard {
         }
     }
 
-    /// Returns the desired guard limit. Returns `None` after `plimsoll restore`, which restores the
-    /// file itself.
+    /// Returns the desired limit of the node guard. Returns `None` after `plimsoll restore`, which
+    /// restores the file itself.
     fn desired_limit(&self) -> Option<Bytes> {
         self.containers
             .settings()
@@ -197,8 +203,8 @@ impl Guard {
             .filter(|_| matches!(is_restored(&self.host), Ok(false)))
     }
 
-    /// Warns once if the node has no system.slice, because the guard then protects no memory of the
-    /// system.
+    /// Warns once if the node has no system.slice, because the node guard then protects no memory
+    /// of the system.
     fn warn_if_system_is_missing(&self, state: &mut State) {
         let settings = self.containers.settings();
         let system = CgroupPath::system_slice();
@@ -226,8 +232,8 @@ impl Guard {
         watch.inspect_err(|error| debug!(%error, "cannot watch kubepods")).ok()
     }
 
-    /// Takes the next step. `written` is true if inotify has reported a write to `memory.max`.
-    /// Returns the delay before the next call.
+    /// Takes the next step of the task. `written` is true if inotify has reported a write to
+    /// `memory.max`. Returns the delay before the next call.
     async fn step(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
         let Some((path, cgroup)) = self.levels.open_kubepods()? else { return Ok(CHECK_INTERVAL) };
         let inode = cgroup.inode()?;
@@ -261,8 +267,8 @@ impl Guard {
         Ok(CHECK_INTERVAL)
     }
 
-    /// Sets the guard limit if a change is due. `before` is the value without the guard. Returns
-    /// the delay before the next step.
+    /// Sets the node guard's limit if a change is due. `before` is the value of `memory.max`
+    /// without the node guard. Returns the delay before the next step.
     async fn set_limit(
         &self,
         state: &mut State,
@@ -282,8 +288,8 @@ impl Guard {
         let record = GuardRecord { cgroup: path.clone(), inode, before, limits };
         let attempt = self.set(cgroup, limit, observed, record.clone()).await;
         if matches!(attempt, Ok(SetResult::Overwritten) | Err(_)) {
-            // The record's file may exist now. A later pass must either remove the record or
-            // restore `memory.max`.
+            // The file with the node guard's record may exist now. A later pass must either remove
+            // this file or restore `memory.max`.
             (state.record, state.is_unsure) = (Some(record.clone()), true);
         }
         let subject = Subject::from(&path);
@@ -313,8 +319,9 @@ impl Guard {
         Ok(CHECK_INTERVAL)
     }
 
-    /// Returns the time to wait if the plugin must not set the guard limit now. Either the limit
-    /// waits for less usage, or repairs back off because another program has changed the file.
+    /// Returns the waiting time if the plugin must not set the node guard's limit now. Either the
+    /// usage is too high, or another program has changed the file and the next repair is not due
+    /// yet.
     fn wait_before_set(
         &self,
         state: &mut State,
@@ -354,8 +361,8 @@ impl Guard {
         }
     }
 
-    /// Restores `memory.max` of the former kubepods if its cgroup still exists. The node has
-    /// another kubepods now.
+    /// Restores `memory.max` of the former kubepods if this cgroup still exists. The caller has
+    /// found that the node now has another kubepods.
     fn restore_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
         let restore = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
@@ -371,7 +378,8 @@ impl Guard {
         }
     }
 
-    /// Reclaims memory below `limit`. Then sets `limit` if the file still holds `observed`.
+    /// Reclaims memory until the usage is below `limit`. Then sets `limit` if the value of the file
+    /// is still `observed`.
     async fn set(
         &self,
         cgroup: Cgroup,
@@ -381,8 +389,8 @@ impl Guard {
     ) -> Result<SetResult, CgroupError> {
         let (sender, receiver) = oneshot::channel();
         let (guard, path) = (self.clone(), record.cgroup.clone());
-        // Use a separate thread. There are few threads for blocking work, and the kernel may need a
-        // long time.
+        // Use a separate thread, because tokio has few threads for blocking work and the kernel may
+        // take long.
         let thread = std::thread::Builder::new().spawn(move || {
             let set = || {
                 if observed > Limit::Bytes(limit)
@@ -400,7 +408,7 @@ impl Guard {
                 let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(limit);
                 Ok(if is_set { SetResult::Set } else { SetResult::Overwritten })
             };
-            // The receiver is gone when the program ends.
+            // The receiver is dropped when the program ends.
             let _ = sender.send(set());
         });
         let failed = |error| CgroupError::Io {
@@ -443,13 +451,14 @@ async fn max_written(watch: &mut Option<Watch>) -> bool {
     }
 }
 
-/// Reclaims memory until the plugin can set `limit` without an OOM kill. Returns the usage if the
-/// reclaim fails.
+/// Reclaims memory until the plugin can set `limit` without an OOM kill. Returns the usage if it
+/// stays too high.
 fn reclaim_below(cgroup: &Cgroup, limit: Bytes) -> Result<Option<Usage>, CgroupError> {
     let most = limit.saturating_sub(limit_decrease::margin(limit));
     Ok(match cgroup.reclaim_to(most, RECLAIM_STEP, Instant::now() + RECLAIM_TIMEOUT)? {
         Reclaimed::Fits => None,
-        // The guard does not lower memory.high, so nothing else makes the kernel reclaim.
+        // The node guard does not lower memory.high, so the kernel has no other reason to reclaim
+        // memory.
         Reclaimed::Above(usage) | Reclaimed::Unsupported(usage) => Some(usage),
     })
 }

@@ -1,7 +1,7 @@
 //! The plugin's own memory.
 
-/// Returns freed memory to the kernel. A synchronization delivers all containers of the node with
-/// all that the runtime knows about them. The plugin keeps only a fraction of this.
+/// Returns freed memory to the kernel. During a synchronization, the runtime sends all its data
+/// about all containers of the node. The plugin keeps only a small part of this data.
 pub(crate) fn give_memory_back() {
     // SAFETY: malloc_trim has no preconditions, and takes the allocator's own locks.
     #[cfg(target_env = "gnu")]

@@ -93,14 +93,14 @@ impl Node {
         &self.agent.reports
     }
 
-    /// Returns the plugin and its tasks. [`Tasks::start`] starts the tasks, because they need the
-    /// connection to the runtime.
+    /// Returns the plugin and its tasks. The tasks need the connection to the runtime, so the
+    /// caller starts them later with [`Tasks::start`].
     pub fn into_service(self, on_config: OnConfig) -> (Service, Tasks) {
         (Service::new(self.agent.clone(), &self.host, on_config), Tasks(self))
     }
 }
 
-/// Returns the stored original values. The log names the values that cannot be read.
+/// Returns the stored original values. Logs a warning if some of them cannot be read.
 fn load_originals(host: &Path) -> Originals {
     let originals = Originals::load(host).unwrap_or_else(|error| {
         warn!(
@@ -132,7 +132,8 @@ impl Tasks {
         Guard::new(self.0.host.clone(), root, containers, levels, reports)
     }
 
-    /// Returns the reconcile task, and the reader of the kubelet's records that it needs.
+    /// Returns the reconcile task, and the reader of the kubelet's checkpoint entries that the
+    /// reconcile task needs.
     pub fn reconciler(self, runtime: nri::Runtime) -> (Reconciler, RecordReader) {
         let Node { agent, todo, reader, pings, .. } = self.0;
         (Reconciler::new(agent.state, agent.reports, runtime, todo, pings.1), reader)

@@ -1,4 +1,4 @@
-//! Notifications to systemd if it runs the plugin as a service (`Type=notify`, sd_notify(3)).
+//! Notifications to systemd if systemd runs the plugin as a service (`Type=notify`, sd_notify(3)).
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ pub(crate) async fn keep_informed(
     std::future::pending().await
 }
 
-/// Waits for the answer to a ping. Waits forever without a ping.
+/// Waits for the answer to a ping. Waits forever if `asked` is `None`.
 async fn answered(asked: &mut Option<oneshot::Receiver<()>>) -> Result<(), RecvError> {
     match asked {
         Some(answer) => answer.await,

@@ -1,6 +1,6 @@
-//! Supervision of the background tasks. A task must run as long as the process. If a task ends, the
-//! process ends with an error. Containers keep their values, and systemd or the kubelet starts the
-//! plugin again.
+//! Supervision of the background tasks. Each task must run as long as the process. If a task ends,
+//! the process ends with an error. Containers keep their values, and systemd or the kubelet starts
+//! the plugin again.
 
 use std::any::Any;
 use std::fmt;
@@ -22,13 +22,13 @@ pub struct Supervisor {
 #[derive(Debug)]
 pub struct TaskEnds(mpsc::UnboundedReceiver<TaskEnd>);
 
-/// End of a task, which is always a failure.
+/// End of a task. Because a task must run as long as the process, its end is always a failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the task '{task}' ended ({cause}); expected it to run as long as the plugin")]
 pub struct TaskEnd {
     /// Name of the task.
     pub task: &'static str,
-    /// Cause of the end.
+    /// Cause of the task's end.
     pub cause: EndCause,
 }
 
@@ -39,7 +39,7 @@ pub enum EndCause {
     Returned,
     /// The task panicked with this message.
     Panicked(String),
-    /// The thread of the task has no event loop, for this reason.
+    /// The plugin could not create the event loop of the task's thread, for this reason.
     NoEventLoop(String),
 }
 
@@ -121,21 +121,20 @@ impl Supervisor {
         async move {
             tokio::select! {
                 () = future => {}
-                // The supervisor may have been dropped, and its sender with it. The task continues
-                // in this case.
+                // If the supervisor and its sender have been dropped, the task continues.
                 Ok(_) = stop.wait_for(|is_stopped| *is_stopped) => {}
             }
         }
     }
 
     fn ended(&self, task: &'static str, cause: EndCause) {
-        // The receiver is gone if the process is ending.
+        // The receiver is dropped if the process is ending.
         let _ = self.ends.send(TaskEnd { task, cause });
     }
 }
 
 impl TaskEnds {
-    /// Waits for the first end of a task.
+    /// Waits until a task ends, and returns its end.
     pub async fn first(&mut self) -> TaskEnd {
         match self.0.recv().await {
             Some(end) => end,

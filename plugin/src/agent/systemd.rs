@@ -1,9 +1,9 @@
-//! Makes systemd store the values of the cgroups that it owns. A separate task sends the values,
-//! because systemd may answer slowly.
+//! Makes systemd store the values of the cgroups that belong to its units. A separate task sends
+//! the values, because systemd may answer slowly.
 //!
-//! The files hold the values already, so a slow answer loses no protection. If systemd is
-//! unreachable, only the files hold the values. The plugin then repairs a file when it notices a
-//! change.
+//! The files already have the values, so containers lose no protection during a slow answer. If
+//! systemd is unreachable, only the files have the values. The plugin then repairs a file when it
+//! notices a change.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -52,20 +52,21 @@ pub async fn keep_values(levels: Arc<Levels>, root: Arc<CgroupRoot>, systemd: Sy
 #[derive(Default)]
 struct Queue {
     waiting: BTreeMap<CgroupPath, PersistentValues>,
-    /// Cgroups with a call in flight. A newer value waits until the call ends.
+    /// Cgroups about which the plugin is calling systemd. Newer values wait until the call ends.
     in_flight: HashSet<CgroupPath>,
     /// Values of failed calls, by the time of the next try.
     retries: BTreeMap<Instant, Vec<(CgroupPath, PersistentValues)>>,
 }
 
 impl Queue {
-    /// Adds a value, which replaces an older one.
+    /// Adds values for a cgroup, which replace older values.
     fn add(&mut self, cgroup: CgroupPath, values: PersistentValues) {
         let values = values.replacing(self.waiting.get(&cgroup).copied());
         self.waiting.insert(cgroup, values);
     }
 
-    /// Removes a value whose cgroup has no call in flight, and marks the cgroup.
+    /// Removes and returns the values of a cgroup about which no call is under way. Marks that a
+    /// call about this cgroup is now under way.
     fn pop(&mut self) -> Option<(CgroupPath, PersistentValues)> {
         let cgroup = self.waiting.keys().find(|cgroup| !self.in_flight.contains(*cgroup))?.clone();
         let values = self.waiting.remove(&cgroup)?;
@@ -77,7 +78,8 @@ impl Queue {
         self.retries.first_key_value().map(|(at, _)| *at)
     }
 
-    /// Adds the values whose next try is due, unless a newer value exists.
+    /// Adds the values whose next try is due, unless the queue has newer values for the same
+    /// cgroup.
     fn add_retries(&mut self) {
         for (cgroup, values) in self.retries.pop_first().into_iter().flat_map(|(_, due)| due) {
             self.waiting
@@ -136,7 +138,7 @@ fn handle(
     }
 }
 
-/// Waits until this time. Waits forever without a time.
+/// Waits until this time. Waits forever if `at` is `None`.
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,

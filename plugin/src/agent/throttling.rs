@@ -1,8 +1,8 @@
-//! Release of containers that stall at `memory.high` while the node has spare memory. The plugin
-//! raises their `memory.high` in steps.
+//! Release of containers from throttling if they stall at `memory.high` while the node has spare
+//! memory. The plugin raises the `memory.high` of such a container in steps.
 //!
-//! Costly checks run only while the kernel throttles a container. One file for all pods shows this:
-//! the `memory.events` of kubepods.
+//! The plugin runs costly checks only while the kernel throttles a container. The `memory.events`
+//! of kubepods shows throttling in any pod.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -32,11 +32,11 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Time for which a released container must stall at its raised `memory.high` before the next step.
 const STEP_DELAY: Duration = Duration::from_secs(10);
 
-/// Multiple of the deadline for which a released container must stay well below the policy's
-/// `memory.high`. Then the plugin restores that value.
+/// Factor for the time after which the plugin restores the policy's `memory.high` of a released
+/// container. During this multiple of the deadline, the usage must stay well below that value.
 const RESTORE_FACTOR: u32 = 2;
 
-/// Divisor for the memory that must stay available: one twentieth of all memory.
+/// Divisor of all memory for the part that must stay available: one twentieth.
 const SPARE_DIVISOR: u64 = 20;
 
 /// The task that raises `memory.high` of stalled containers (`throttleDeadline`).
@@ -62,8 +62,8 @@ struct Watched {
 }
 
 impl ThrottleRelease {
-    /// Creates the task, which watches no container yet. The reconcile task writes each new
-    /// `memory.high`, requested through `work`.
+    /// Creates the task, which watches no container yet. Through `work`, this task requests that
+    /// the reconcile task writes each new `memory.high`.
     pub fn new(
         containers: Arc<Containers>,
         root: Arc<CgroupRoot>,
@@ -122,8 +122,8 @@ impl ThrottleRelease {
         throttled_pods
     }
 
-    /// Returns whether the kernel has throttled anything in the cgroup since the last check. The
-    /// first check counts all earlier events.
+    /// Returns whether the kernel has throttled any process in the cgroup since the last check. The
+    /// first check counts all earlier throttling.
     fn has_more_events(&mut self, cgroup: &CgroupPath) -> bool {
         let events = self.root.cgroup(cgroup).and_then(|cgroup| cgroup.events());
         let Ok(Events { high, .. }) = events else { return false };
@@ -141,7 +141,8 @@ impl ThrottleRelease {
                 .is_some_and(|place| throttled_pods.contains(place.cgroup()));
             let mut state = match watched.remove(&container.id) {
                 Some(state) if state.is_released == container.phase.released().is_some() => state,
-                // An update has ended the release, so watch the container as a new one.
+                // An update has ended the release from throttling, so watch the container like a
+                // new container.
                 Some(_) => Watched::default(),
                 None if is_throttled => Watched::default(),
                 None => continue,
@@ -185,7 +186,8 @@ impl ThrottleRelease {
         }
     }
 
-    /// Ends the release of a container whose policy has no `memory.high` any more.
+    /// Ends the release from throttling if the policy no longer has a `memory.high` for the
+    /// container.
     fn end_release(&self, container: &Container) {
         if container.phase.released().is_some()
             && self.containers.on_current_phase(container, UpdatePhase::end_release).is_some()
@@ -206,7 +208,8 @@ impl ThrottleRelease {
         }
     }
 
-    /// Returns the container's stall data; `None` if no `memory.high` can throttle the container.
+    /// Returns data about how long the container stalls. Returns `None` if no `memory.high` can
+    /// throttle the container.
     fn throttle_state(&self, container: &Container) -> Result<Option<ThrottleState>, CgroupError> {
         let Some(path) = &container.cgroup else { return Ok(None) };
         let cgroup = self.root.cgroup(path)?;
@@ -214,7 +217,7 @@ impl ThrottleRelease {
         if high == Limit::Max && container.phase.released().is_none() {
             return Ok(None);
         }
-        // The plugin raises only a memory.high that its policy has set.
+        // The plugin raises memory.high only if its policy has set the value.
         let record = self.containers.record(container);
         let desired_state = self.containers.decide(container, &record);
         let desired_state =
@@ -233,7 +236,7 @@ impl ThrottleRelease {
         }))
     }
 
-    /// Returns the memory that the node can spare.
+    /// Returns the memory that the plugin may give to released containers.
     fn spare(&self) -> Bytes {
         let meminfo = fs::read_to_string(self.root.host().join("proc/meminfo")).unwrap_or_default();
         let spare = |meminfo: MemInfo| {
@@ -286,7 +289,7 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(30);
 
-    /// A container that stalls at the policy's `memory.high`.
+    /// A test node with a container that stalls at the policy's `memory.high`.
     struct Stalled {
         node: TestNode,
         throttle_release: ThrottleRelease,
@@ -298,7 +301,8 @@ mod tests {
         fn new() -> Self {
             let node = TestNode::new("");
             node.run("1", 400, 0);
-            // The kubelet gives this value to a container that requests about 100 MiB of 8 GiB.
+            // The kubelet gives this oom_score_adj to a container that requests about 100 MiB of 8
+            // GiB.
             let container =
                 Container { started: true, oom_score_adj: Some(987), ..container("1", 400) };
             let container = node.containers.insert(container);

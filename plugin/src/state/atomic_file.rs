@@ -7,12 +7,12 @@ use std::path::Path;
 /// Replaces the file at `path`: a reader sees either the old or the complete new content. Creates
 /// missing directories. No other write to the same path may be under way.
 ///
-/// The function does not call fsync. The files lie on a tmpfs, which no power failure outlasts. A
-/// crash of the plugin loses no completed write.
+/// The function does not call fsync. The files are on a tmpfs, which a power failure erases anyway.
+/// A crash of the plugin loses no completed write.
 ///
 /// # Errors
 ///
-/// When the file cannot be written. The old file then stays unchanged.
+/// Fails if the file cannot be written. The old file then stays unchanged.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -20,7 +20,8 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let replaced = fs::write(&new, content).and_then(|()| fs::rename(&new, path));
     if replaced.is_err() {
-        // The caller reports the first error. The next write replaces a temporary file that stays.
+        // The caller reports the error of the write. If the temporary file cannot be removed, the
+        // next write replaces it.
         let _ = fs::remove_file(&new);
     }
     replaced
@@ -33,7 +34,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns the names in the directory of `path`.
+    /// Returns the files in the directory that contains `path`.
     fn names(path: &Path) -> Vec<PathBuf> {
         let entries = fs::read_dir(path.parent().unwrap()).unwrap();
         entries.map(|entry| entry.unwrap().path()).collect()

@@ -1,9 +1,9 @@
-//! Automatic brake: stops all writes of the plugin after too many interventions.
+//! Automatic brake, which stops all writes of the plugin after too many interventions.
 //!
-//! [`Tally`] counts repairs, conflicts and kills by limits that the plugin has set. When one count
-//! exceeds its bound ([`Bounds`]), the plugin behaves as with `mode: observe`. The brake stays
-//! applied across restarts until an operator calls `plimsoll reset-brake`, which removes the record
-//! ([`Record`]). The record is below `/run`, so a reboot also removes it.
+//! [`Tally`] counts repairs, conflicts, and OOM kills because of limits that the plugin has set.
+//! When one count exceeds its maximum ([`Bounds`]), the plugin behaves as with `mode: observe`. A
+//! file ([`Record`]) keeps the brake applied across restarts of the plugin. The file is below
+//! `/run`, so a reboot removes it. An operator removes the file with `plimsoll reset-brake`.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -20,10 +20,10 @@ use crate::lock;
 use crate::state::atomic_file;
 use crate::state::originals::DIRECTORY;
 
-/// Name of the record's file in the plugin's directory.
+/// Name of the file with the [`Record`]. The file is in the plugin's directory.
 pub const FILE: &str = "brake";
 
-/// Cause for which the brake is applied.
+/// Kind of event that can be the cause of an applied brake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
@@ -60,11 +60,11 @@ impl Cause {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// Cause that exceeded its bound.
+    /// Cause whose count exceeded its maximum.
     pub cause: Cause,
-    /// Number of events within the window.
+    /// Number of events with this cause within the window.
     pub count: u32,
-    /// Window in seconds.
+    /// Length of the window in seconds.
     pub window_seconds: u64,
     /// Time when the brake was applied, in seconds since 1970.
     pub at: u64,
@@ -75,8 +75,8 @@ impl Record {
         host.join(DIRECTORY).join(FILE)
     }
 
-    /// Loads the record on the node whose file system is at `host`. Returns `None` if no record
-    /// exists.
+    /// Loads the record of an applied brake on the node whose file system is at `host`. Returns
+    /// `None` if no record exists.
     ///
     /// # Errors
     ///
@@ -90,7 +90,7 @@ impl Record {
         }
     }
 
-    /// Stores the record.
+    /// Stores the record of the applied brake.
     ///
     /// # Errors
     ///
@@ -99,7 +99,7 @@ impl Record {
         atomic_file::replace(&Self::file(host), &serde_json::to_vec(self)?)
     }
 
-    /// Removes the record. Returns whether a record existed.
+    /// Removes the record of the applied brake. Returns whether this record existed.
     ///
     /// # Errors
     ///
@@ -124,7 +124,7 @@ impl std::fmt::Display for Record {
 /// Counts of the events within the last [`Bounds::window`].
 #[derive(Debug, Default)]
 pub struct Tally {
-    // Held only briefly. Code that holds this lock never waits.
+    // Code that holds this lock never waits, so it holds the lock only briefly.
     counts: Mutex<Counts>,
     exceeded: Notify,
 }
@@ -134,12 +134,12 @@ struct Counts {
     bounds: Option<Bounds>,
     times: [VecDeque<Instant>; 3],
     exceeded: Option<(Cause, u32, Bounds)>,
-    /// Whether a bound was exceeded and [`Tally::exceeded`] has reported it.
+    /// Whether a count has exceeded its maximum and [`Tally::exceeded`] has reported this.
     is_applied: bool,
 }
 
 impl Tally {
-    /// Sets the bounds. With `None`, the tally counts no event.
+    /// Sets the maximum counts. With `None`, the tally counts no event.
     pub fn configure(&self, bounds: Option<Bounds>) {
         lock(&self.counts).bounds = bounds;
     }
@@ -161,7 +161,7 @@ impl Tally {
         while times.front().is_some_and(|first| now.duration_since(*first) > bounds.window) {
             times.pop_front();
         }
-        // The comparison with the bound needs no more entries, even in a long window.
+        // The comparison with the maximum needs no more entries, even in a long window.
         while times.len() > bound as usize + 1 {
             times.pop_front();
         }
@@ -171,8 +171,8 @@ impl Tally {
         }
     }
 
-    /// Waits until a count exceeds its bound, then returns the record. The tally counts nothing
-    /// until [`Self::clear`].
+    /// Waits until a count exceeds its maximum, then returns the record of the brake. The tally
+    /// then counts nothing until the caller calls [`Self::clear`].
     pub async fn exceeded(&self, at: impl Fn() -> u64) -> Record {
         loop {
             let exceeded = {
@@ -204,7 +204,7 @@ mod tests {
     fn more_than_the_bound_within_the_window() {
         let (tally, start) = (Tally::default(), Instant::now());
         tally.configure(Some(bounds()));
-        // At most three repairs within any minute do not exceed the bound.
+        // At most three repairs within any minute do not exceed the maximum.
         for at in 0..20 {
             tally.count(Cause::Repairs, start + Duration::from_secs(21 * at));
             assert_eq!(exceeded(&tally), None, "{at}");

@@ -16,56 +16,57 @@ use crate::kubelet::checkpoint::Moment;
 use crate::state::originals::Values;
 use crate::state::update_phase::{HighOverride, StoredValues, UpdatePhase, stored_values};
 
-/// Container as reported by the runtime.
+/// A container as the runtime reported it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Container {
     /// ID in the runtime.
     pub id: String,
-    /// Name in its pod.
+    /// Name of the container in its pod.
     pub name: String,
-    /// Namespace and name of its pod, as `namespace/name`.
+    /// Namespace and name of the container's pod, as `namespace/name`.
     pub pod: String,
-    /// UID of its pod.
+    /// UID of the container's pod.
     pub uid: PodUid,
-    /// ID of its pod's sandbox.
+    /// ID of the sandbox of the container's pod.
     pub sandbox: String,
-    /// Memory limit that the container should have. The create request or the last update asked for
-    /// it, or the plugin chose another limit instead.
+    /// Memory limit that the container should have. This limit comes from the create request or the
+    /// last update, or the plugin chose it instead.
     pub limit: Limit,
     /// Memory limit that the user asks for.
     pub asked: Limit,
-    /// State of its updates. Only [`crate::state::containers::Containers`] changes the state of a
-    /// known container.
+    /// State of the container's updates. Only [`crate::state::containers::Containers`] changes the
+    /// state of a known container.
     pub phase: UpdatePhase,
     /// CPU limit from the create request or the last update.
     pub cpu: CpuMax,
-    /// CPU shares from the create request or the last update. They divide CPU time among competing
-    /// cgroups.
+    /// CPU shares from the create request or the last update. CPU shares divide CPU time among
+    /// competing cgroups.
     pub cpu_shares: CpuShares,
-    /// Swap limit that the container should keep after the last update. With `None`, any value is
-    /// accepted.
+    /// Swap limit that the container should keep after the last update. With `None`, the plugin
+    /// accepts any swap limit.
     pub swap_max: Option<Bytes>,
     /// `unified` map that the CRI client sent with the create request or the last update.
     pub unified: HashMap<String, String>,
-    /// Overrides from the annotations of its pod.
+    /// Overrides from the annotations of the container's pod.
     pub overrides: Overrides,
-    /// Its `oom_score_adj`.
+    /// The container's `oom_score_adj`.
     pub oom_score_adj: Option<i64>,
-    /// Last operation of the kubelet on the container. This operation determines which record of
-    /// the kubelet is correct. The kubelet records an update shortly after it has acted on the
-    /// update.
+    /// Last operation of the kubelet on the container. This operation determines which of the
+    /// kubelet's checkpoint entries is correct. The kubelet writes the entry of an update shortly
+    /// after it has applied the update.
     pub moment: Moment,
     /// Whether the container was started, so that it has a cgroup.
     pub started: bool,
-    /// Whether processes were seen in its cgroup. If so, the container has ended once the cgroup is
-    /// gone.
+    /// Whether the plugin has seen processes in the container's cgroup. If so, the container has
+    /// ended once the cgroup no longer exists.
     ///
-    /// With Kata and gVisor this field stays false. All processes of a pod are then in the cgroup
-    /// of its sandbox, and only the runtime reports the end of a container.
+    /// With Kata and gVisor, this field stays false. With these runtimes, all processes of a pod
+    /// are in the cgroup of the pod's sandbox, and only the runtime reports the end of a container.
     pub has_had_processes: bool,
-    /// Its cgroup. `None` if the runtime reported no path or an invalid path.
+    /// The container's cgroup. `None` if the runtime reported no path or an invalid path.
     pub cgroup: Option<CgroupPath>,
-    /// Place of its pod in the hierarchy. `None` if the pod's cgroup was not created by a kubelet.
+    /// Position of the container's pod in the cgroup hierarchy. `None` if no kubelet created the
+    /// pod's cgroup.
     pub place: Option<PodPlace>,
 }
 
@@ -76,13 +77,13 @@ pub struct DesiredState {
     pub class: QosClass,
     /// Memory request; `None` if unknown.
     pub request: Option<Request>,
-    /// Desired values of the policy.
+    /// Values that the policy desires.
     pub desired: Desired,
     /// Problems to report in the log.
     pub notices: Vec<Notice>,
-    /// Original values of the files. `None` if this plugin never changed them.
+    /// Original values of the files. `None` if this plugin never changed the files.
     pub before: Option<Values>,
-    /// Temporary values of `memory.high` that replace the value of the policy.
+    /// Temporary values for `memory.high`, which replace the policy's value.
     pub high: HighOverride,
 }
 
@@ -98,8 +99,8 @@ impl From<&Container> for Subject {
 }
 
 impl Container {
-    /// Returns the kubelet's QoS class. Returns `None` if the pod's cgroup was not created by a
-    /// kubelet.
+    /// Returns the kubelet's QoS class of the pod. Returns `None` if no kubelet created the pod's
+    /// cgroup.
     pub fn class(&self) -> Option<QosClass> {
         self.place.as_ref().map(PodPlace::class)
     }
@@ -111,7 +112,8 @@ impl Container {
         !(self.started && self.has_had_processes && self.cgroup.as_ref().is_some_and(is_gone))
     }
 
-    /// Copies the state that the runtime cannot report from the container before a reconnection.
+    /// Copies the state that the runtime cannot report. `before` is the container's state before a
+    /// reconnection.
     pub fn keep_after_reconnect(&mut self, before: &Self) {
         self.phase = UpdatePhase::reconnect(&before.phase, self.asked == before.asked);
         self.has_had_processes |= before.has_had_processes;
@@ -122,17 +124,18 @@ impl Container {
         Limits { memory: self.limit, cpu: self.cpu.rate() }
     }
 
-    /// Returns the limits, with the memory limit that the user asks for.
+    /// Returns the limits that the container should have, but with the memory limit that the user
+    /// asks for.
     pub fn asked_limits(&self) -> Limits {
         Limits { memory: self.asked, ..self.limits() }
     }
 }
 
 impl DesiredState {
-    /// Returns the desired value of a file. Returns `None` if the file is to be left alone.
+    /// Returns the desired value of a file. Returns `None` if the plugin must leave the file alone.
     ///
-    /// If the policy has no value for a file, the original value is desired. If this plugin never
-    /// changed the file, it is left alone.
+    /// If the policy has no value for a file, the original value counts as the desired value. The
+    /// plugin leaves a file alone if it has never changed this file.
     pub fn value(&self, knob: Knob) -> Option<Limit> {
         let (decision, value) = match knob {
             Knob::Min => (&self.desired.min, self.desired.min_value()),
@@ -147,7 +150,7 @@ impl DesiredState {
         }
     }
 
-    /// Returns the desired values of the files, without the files that are to be left alone.
+    /// Returns the desired values of the files, without the files that the plugin must leave alone.
     pub fn values(&self) -> Vec<(Knob, Limit)> {
         KNOBS.into_iter().filter_map(|knob| Some((knob, self.value(knob)?))).collect()
     }
@@ -157,8 +160,8 @@ impl DesiredState {
         stored_values(&self.values())
     }
 
-    /// Returns whether the container is unmanaged: the policy has no value for it, but this plugin
-    /// has changed it before.
+    /// Returns whether the container is unmanaged: the policy has no value for the container, but
+    /// this plugin has changed the container before.
     pub fn is_unmanaged(&self) -> bool {
         let Desired { min, low, high, .. } = &self.desired;
         let has_no_value = |decision: &Decision| {

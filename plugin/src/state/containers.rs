@@ -26,16 +26,16 @@ use crate::state::settings::Settings;
 use crate::state::traffic::{Event, Traffic};
 use crate::state::update_phase::{Party, UpdateId, UpdatePhase};
 
-/// All containers, with the data that their desired values depend on.
+/// All containers, and the data from which the plugin computes their desired values.
 #[derive(Debug)]
 pub struct Containers {
     known: Mutex<Index>,
     settings: RwLock<Arc<Settings>>,
     settings_changed: watch::Sender<()>,
-    /// The kubelet's records.
+    /// Access to the kubelet's checkpoint entries.
     pub records: Records,
     originals: Arc<Mutex<Originals>>,
-    /// Number of containers that were inserted so far.
+    /// Number of insertions of containers so far.
     insertions: AtomicU64,
     /// Number of updates so far.
     updates: AtomicU64,
@@ -49,8 +49,8 @@ struct Index {
     by_id: HashMap<String, Arc<Container>>,
     /// IDs of the containers in a sandbox, by the ID of the sandbox.
     by_sandbox: HashMap<String, Vec<String>>,
-    /// Last limits that each container of a sandbox should have had, by container name. Ended
-    /// containers are included.
+    /// Last limits that each container should have had, by sandbox ID and container name. Includes
+    /// ended containers.
     last_limits: HashMap<String, HashMap<String, Limits>>,
 }
 
@@ -101,7 +101,8 @@ impl Containers {
         Event(self.traffic.clone())
     }
 
-    /// Returns the shortest time to wait until the runtime has sent no event for `quiet`.
+    /// Returns the shortest waiting time after which the runtime can have been without an event for
+    /// the duration `quiet`.
     pub fn until_quiet(&self, quiet: Duration) -> Duration {
         let traffic = lock(&self.traffic);
         if traffic.under_way > 0 {
@@ -143,7 +144,7 @@ impl Containers {
         container
     }
 
-    /// Returns the container with the `memory.high` that was recorded before a limit decrease.
+    /// Returns the container, with the stored value of `memory.high` from before a limit decrease.
     fn restarted(&self, container: Container) -> Container {
         let high = lock(&self.originals).high_during_decrease(&container.id);
         Container { phase: UpdatePhase::restart(high), ..container }
@@ -158,8 +159,9 @@ impl Containers {
         let containers: Vec<_> =
             containers.into_iter().map(|container| self.restarted(container)).collect();
         let mut guard = lock(&self.known);
-        // Keep the last limits, because the runtime does not report a container that is just being
-        // restarted. A sandbox may have gone while the runtime was not connected.
+        // Keep the last limits of the reported sandboxes, because the runtime does not report a
+        // container during its restart. Other sandboxes may have ended while the runtime was not
+        // connected.
         let mut last_limits = std::mem::take(&mut guard.last_limits);
         last_limits.retain(|sandbox, _| sandboxes.contains(sandbox));
         let mut known = Index { last_limits, ..Index::default() };
@@ -180,7 +182,7 @@ impl Containers {
         });
     }
 
-    /// Records that there are processes in a container's cgroup.
+    /// Records that the plugin has seen processes in a container's cgroup.
     pub fn set_has_had_processes(&self, id: &str) {
         self.change(id, |container| container.has_had_processes = true);
     }
@@ -209,8 +211,8 @@ impl Containers {
     }
 
     /// Records the accepted update with this identifier. `revise` sets the container's new limits.
-    /// Returns the container, and the limits that it or its predecessor should have had. Returns
-    /// `None` if the container was removed meanwhile.
+    /// Returns the container, and the last limits that this container or its predecessor should
+    /// have had. Returns `None` if the plugin has removed the container meanwhile.
     pub fn accept(
         &self,
         id: &str,
@@ -228,9 +230,10 @@ impl Containers {
         Some(container)
     }
 
-    /// Records `memory.high` before a limit decrease lowers it, so that the next process of the
-    /// plugin can restore it. `high` is the value in force. Returns the value to restore, which is
-    /// older if an earlier decrease has lowered the file. Returns `None` if the decrease must wait.
+    /// Stores the value of `memory.high` before a limit decrease lowers it, so that the next plugin
+    /// process can restore the value. `high` is the value in force. Returns the value to restore.
+    /// If an earlier decrease has lowered the file, this is the value before the earlier decrease.
+    /// Returns `None` if the decrease must wait.
     pub fn begin_decrease(&self, container: &Container, by: Party, high: Limit) -> Option<Limit> {
         let begin = |phase: &mut UpdatePhase| {
             let is_begun = phase.begin_decrease(by, high);
@@ -242,8 +245,9 @@ impl Containers {
         Some(original)
     }
 
-    /// Records that the container's files hold the desired values. Returns whether the plugin had
-    /// written some of them. Does nothing if there was another event meanwhile.
+    /// Records that the container's files have the desired values. Returns whether the plugin had
+    /// written some of these values. Does nothing if another event has changed the container
+    /// meanwhile.
     pub fn settle(&self, container: &Container, desired_state: &DesiredState) -> bool {
         let values = desired_state.stored_values();
         let settled = self.on_current_phase(container, |phase| phase.settle(values));
@@ -254,7 +258,8 @@ impl Containers {
         settled.unwrap_or(false)
     }
 
-    /// Returns whether no event and no decision has changed the container since this state.
+    /// Returns whether `container` is current: no event and no decision has changed the container
+    /// since then.
     pub fn is_current(&self, container: &Container) -> bool {
         self.get(&container.id).is_some_and(|now| now.phase.is_current(&container.phase))
     }
@@ -264,8 +269,9 @@ impl Containers {
         self.change(id, |container| container.swap_max = swap_max);
     }
 
-    /// Records the limits read back from a container's cgroup and ends its update. `None` means
-    /// that the limit stays. Does nothing if there was another event meanwhile.
+    /// Records the limits that the plugin has read back from a container's cgroup, and ends the
+    /// container's update. `None` means that the container keeps its limit. Does nothing if another
+    /// event has changed the container meanwhile.
     pub fn read_back(&self, container: &Container, memory: Option<Limit>, cpu: Option<CpuMax>) {
         self.change(&container.id, |now| {
             if now.phase.is_current(&container.phase) {
@@ -292,13 +298,13 @@ impl Containers {
     }
 
     /// Returns the original values of a container's files. Returns `None` if this plugin never
-    /// changed them.
+    /// changed the files.
     pub fn before(&self, id: &str) -> Option<Values> {
         lock(&self.originals).get(&Target::Container(id.to_owned()))
     }
 
-    /// Records the original values of a container's files before this plugin changes them. Only the
-    /// first call has an effect.
+    /// Stores the original values of a container's files, before this plugin changes the files.
+    /// Only the first call has an effect.
     pub fn remember(&self, container: &Container, before: Values) {
         let result =
             lock(&self.originals).remember(Target::Container(container.id.clone()), before);
@@ -343,7 +349,7 @@ impl Containers {
         ids.filter_map(|id| known.by_id.get(id).cloned()).collect()
     }
 
-    /// Returns the last limits that the container with this name in this sandbox should have had.
+    /// Returns the last limits that a container should have had, given its sandbox and its name.
     pub fn last_limits(&self, sandbox: &str, name: &str) -> Option<Limits> {
         lock(&self.known).last_limits.get(sandbox)?.get(name).copied()
     }
@@ -365,13 +371,13 @@ impl Containers {
         lock(&self.known).by_id.values().cloned().collect()
     }
 
-    /// Returns the kubelet's records of a container and its pod. The caller may block.
+    /// Returns the kubelet's checkpoint entries of a container and its pod. The call may block.
     pub fn record(&self, container: &Container) -> RecordSearch {
         self.records.wait(&container.uid, &container.name, container.moment)
     }
 
-    /// Returns the desired state of a container, given the kubelet's record of it. Outside enforce
-    /// mode, the original values are desired.
+    /// Returns the desired state of a container, given the kubelet's checkpoint entry of the
+    /// container. Outside enforce mode, the original values count as the desired values.
     pub fn decide(&self, container: &Container, recorded: &RecordSearch) -> DesiredState {
         let planned = self.plan(container, recorded);
         let settings = self.settings();
@@ -383,8 +389,8 @@ impl Containers {
         DesiredState { desired, ..planned }
     }
 
-    /// Returns the desired state that a container has or would have in enforce mode, by the node's
-    /// policy.
+    /// Returns the desired state that the configured policy gives a container in enforce mode, even
+    /// if the plugin is in another mode.
     pub fn plan(&self, container: &Container, recorded: &RecordSearch) -> DesiredState {
         let settings = self.settings();
         let resolution = requests::resolve(&RequestFacts {
@@ -453,7 +459,7 @@ mod tests {
         let before = containers.insert(container("1", 100));
         let desired_state = containers.decide(&before, &containers.record(&before));
         assert_eq!(containers.begin_decrease(&before, Party::User, limit(90)), Some(limit(90)));
-        // The file now holds the lowered value.
+        // The file now has the lowered value.
         assert_eq!(containers.begin_decrease(&before, Party::User, limit(50)), Some(limit(90)));
         containers.settle(&before, &desired_state);
         let original = || containers.get("1").unwrap().phase.original_high();

@@ -1,4 +1,4 @@
-//! Limit decreases that wait until the container uses less (`shrink: defer`).
+//! Limit decreases that wait until the container uses less memory (`shrink: defer`).
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use crate::lock;
 
-/// Limits that wait, by container ID. The lock protects only the map, and no I/O happens while it
-/// is held.
+/// Deferred limits, by container ID. The lock protects only the map. Code that holds the lock does
+/// no I/O.
 #[derive(Debug, Default)]
 pub struct DeferredLimits {
     waiting: Mutex<HashMap<String, Deferral>>,
@@ -23,14 +23,14 @@ pub struct DeferredLimits {
 pub struct Deferral {
     /// Limit that the user asks for.
     pub limit: Bytes,
-    /// Time of the first request.
+    /// Time of the first request for this limit.
     pub since: Instant,
-    /// Time after which the plugin gives up the limit.
+    /// Time since the first request after which the plugin gives up the limit.
     pub timeout: Duration,
 }
 
 impl DeferredLimits {
-    /// Defers a container's limit for at most `timeout`.
+    /// Defers a container's limit decrease for at most `timeout`.
     pub fn put(&self, id: &str, limit: Bytes, timeout: Duration) {
         let new = Deferral { limit, since: Instant::now(), timeout };
         let mut waiting = lock(&self.waiting);
@@ -52,17 +52,17 @@ impl DeferredLimits {
         lock(&self.waiting).remove(id);
     }
 
-    /// Returns all limits that wait.
+    /// Returns all deferred limits, with their container IDs.
     pub fn all(&self) -> Vec<(String, Deferral)> {
         lock(&self.waiting).iter().map(|(id, deferral)| (id.clone(), *deferral)).collect()
     }
 
-    /// Waits until a limit is added.
+    /// Waits until the plugin defers another limit.
     pub async fn added(&self) {
         self.added.notified().await;
     }
 
-    /// Drops the container's limit unless an update has replaced it.
+    /// Drops the container's deferred limit, unless an update has replaced `deferral`.
     pub fn settle(&self, id: &str, deferral: Deferral) {
         let mut waiting = lock(&self.waiting);
         let is_same = waiting

@@ -1,5 +1,5 @@
-//! File with the guard's record. A restarted plugin or `plimsoll restore` uses the record to undo
-//! the guard's change.
+//! File with the node guard's record about its change of `memory.max`. A restarted plugin or
+//! `plimsoll restore` uses the record to undo this change.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,8 @@ use plimsoll_core::policy::guard::GuardRecord;
 
 use crate::state::atomic_file;
 
-/// Returns the path of the record on the node whose file system is at `host`.
+/// Returns the path of the file with the node guard's record, on the node whose file system is at
+/// `host`.
 pub fn file(host: &Path) -> PathBuf {
     host.join(GuardRecord::PATH)
 }
@@ -34,7 +35,7 @@ pub fn read(host: &Path) -> io::Result<Option<GuardRecord>> {
     }
 }
 
-/// Stores the record.
+/// Stores the node guard's record.
 ///
 /// # Errors
 ///
@@ -43,7 +44,7 @@ pub fn store(record: &GuardRecord, host: &Path) -> io::Result<()> {
     atomic_file::replace(&file(host), &serde_json::to_vec(record)?)
 }
 
-/// Removes the record if it exists.
+/// Removes the node guard's record if it exists.
 ///
 /// # Errors
 ///

@@ -14,7 +14,7 @@ use crate::cgroup::Events;
 use crate::state::container::Container;
 use crate::state::originals;
 
-/// Maximum time in seconds between a reached limit and the kill that it causes.
+/// Maximum time in seconds between the moment when usage reaches a limit and the resulting kill.
 const KILL_FOLLOWS: u64 = 10;
 
 /// Name of the file with the counts.
@@ -29,22 +29,22 @@ pub(crate) struct Counted {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Pod {
     pub(crate) inode: u64,
-    /// Counts of the pod's `memory.events` that the plugin has attributed to a container, or
-    /// reported without a container.
+    /// Counts from the pod's `memory.events` for which the plugin has found the container, or which
+    /// it has reported without a container.
     pub(crate) accounted: Counts,
-    /// Number of times that the pod or a container had reached its limit, at the time of the last
+    /// Number of times that the pod or one of its containers had reached its limit, as of the last
     /// kill.
     pub(crate) limits_reached: u64,
     /// Running containers of the pod, by ID.
     pub(crate) running: BTreeMap<String, Running>,
     /// Histories of the pod's containers, by name.
     pub(crate) histories: BTreeMap<String, History>,
-    /// Whether this process has checked the pod before. The first check may find kills from before
-    /// the start of this process.
+    /// Whether this plugin process has checked the pod before. The first check may find kills from
+    /// before the start of this process.
     #[serde(skip)]
     pub(crate) is_seen: bool,
-    /// Last observed count of reached limits, and the time when the plugin first observed this
-    /// count.
+    /// Last observed number of times that usage reached a limit, and the time when the plugin first
+    /// observed this number.
     #[serde(skip)]
     pub(crate) reached_at: Option<(u64, u64)>,
     #[serde(skip)]
@@ -63,8 +63,8 @@ impl Pod {
         Some(Killed { id, name: running.name.clone(), times, container: running.container.clone() })
     }
 
-    /// Attributes the kills in the pod's `memory.events` that no container's file explains. `gone`
-    /// are the containers whose cgroups are gone.
+    /// Finds the container of those kills in the pod's `memory.events` that no container's file
+    /// shows. `gone` are the IDs of the containers whose cgroups no longer exist.
     pub(crate) fn attribute_rest(&mut self, events: Counts, gone: &[String]) -> Rest {
         let rest = events.since(self.accounted);
         if rest.kills() == 0 {
@@ -75,8 +75,8 @@ impl Pod {
         let last = gone.last().and_then(|id| Some((id, self.running.get(id)?)));
         match (names.len(), last) {
             (1, Some((id, last))) => {
-                // The plugin may have counted a part of the kill before the container's cgroup was
-                // gone.
+                // The plugin may have counted a part of the kill before the runtime removed the
+                // container's cgroup.
                 let times = last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
                 let (name, container) = (last.name.clone(), last.container.clone());
                 self.accounted = events;
@@ -96,11 +96,11 @@ impl Pod {
         }
     }
 
-    /// Returns whether the limit of the pod or of a container caused a kill. `reached` is the pod's
-    /// count of reached limits, and `now` is in seconds.
+    /// Returns whether the limit of the pod or of a container caused a kill. `reached` is the
+    /// number of times that usage reached a limit in the pod. `now` is in seconds.
     ///
-    /// The kernel counts a reached limit before the kill, but a reached limit may also have no
-    /// kill. So a reached limit explains only kills within [`KILL_FOLLOWS`].
+    /// When usage reaches a limit, the kernel counts this, but does not always OOM-kill a process
+    /// afterwards. Therefore a reached limit explains only kills within [`KILL_FOLLOWS`].
     pub(crate) fn was_limit_reached(&mut self, reached: u64, killed: &[Killed], now: u64) -> bool {
         let since = match self.reached_at {
             Some((count, since)) if count == reached => since,
@@ -121,11 +121,11 @@ impl Pod {
 pub(crate) struct LastReported {
     /// Report of kills.
     pub(crate) kills: Option<u64>,
-    /// Report that the plugin may not raise the limit further.
+    /// Report that the plugin must not raise the limit further.
     pub(crate) ceiling: Option<u64>,
     /// Request to the runtime for a raised limit.
     pub(crate) raised: Option<u64>,
-    /// Report of a raise that the plugin only planned in observe mode.
+    /// Report of a raise that the plugin only planned, because it was in observe mode.
     pub(crate) planned: Option<u64>,
 }
 
@@ -134,9 +134,8 @@ pub(crate) struct Running {
     pub(crate) name: String,
     pub(crate) cgroup: CgroupPath,
     pub(crate) counted: Counts,
-    /// The container at its last event. The runtime may report the container's end before the kill
-    /// task reads the last kill.
-    /// last kill.
+    /// The container's state at its last event. The runtime may report the container's end before
+    /// the kill task reads the last kill.
     #[serde(skip)]
     pub(crate) container: Option<Arc<Container>>,
 }
@@ -173,12 +172,12 @@ impl Counts {
     }
 }
 
-/// Kills of a pod that no container's file explains.
+/// Kills in a pod that no container's file shows.
 #[derive(Debug)]
 pub(crate) enum Rest {
-    /// All kills are explained.
+    /// The containers' files show all kills.
     None,
-    /// The kills belong to the one container whose cgroup is gone.
+    /// The kills belong to the only container whose cgroup no longer exists.
     Of(Killed),
     /// A container's file may show the kills a little later.
     Later,
@@ -200,8 +199,8 @@ pub(crate) struct Killed {
     pub(crate) container: Option<Arc<Container>>,
 }
 
-/// Returns the raised limits of containers that are stored on the node whose file system is at
-/// `host`, with pod and container name.
+/// Returns the stored container limits that `oomRescue` has raised on the node whose file system is
+/// at `host`. Each limit comes with its pod and container name.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Evidence about a pod's limits: the kubelet's record and the containers of the pod.
+//! Evidence about a pod's limits: the kubelet's checkpoint entry and the containers of the pod.
 
 use std::sync::Arc;
 
@@ -10,21 +10,22 @@ use crate::kubelet::checkpoint::{PodLevel, PodRecord, RecordSearch, RecordedLimi
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 
-/// Evidence about a pod's limits from outside its cgroup. The evidence consists of the kubelet's
-/// record and the containers that have not ended.
+/// Evidence about a pod's limits, without the limits in the pod's cgroup. The evidence is the
+/// kubelet's checkpoint entry and the containers that have not ended.
 #[derive(Clone, Debug)]
 pub struct PodView {
-    /// Memory, in bytes.
+    /// Evidence about the memory limit, in bytes.
     pub memory: (PodLimitRecord, Vec<Member>),
-    /// CPU time per second, in microseconds.
+    /// Evidence about the CPU limit, in microseconds per second.
     pub cpu: (PodLimitRecord, Vec<Member>),
 }
 
 impl Containers {
     /// Collects the evidence about the limits of a container's pod.
     ///
-    /// `recorded` is the kubelet's record of the pod. `former` is the last limits that the
-    /// container should have had. `others` are the other containers of the pod that have not ended.
+    /// `recorded` is the kubelet's checkpoint entry of the pod. `former` are the limits that the
+    /// container should have had before. `others` are the other containers of the pod that have not
+    /// ended.
     pub fn view_pod(
         &self,
         container: &Container,
@@ -33,8 +34,8 @@ impl Containers {
         recorded: &RecordSearch,
     ) -> PodView {
         let pod = recorded.as_ref().ok().and_then(|found| found.pod.clone());
-        // The kubelet writes its actuated record of a container only after an update is done. So
-        // look up each container's record for its own last operation.
+        // Look up each container's checkpoint entry for its own last operation. The kubelet writes
+        // a container's actuated resources only after an update is done.
         let recorded_limits = |other: &Container| {
             let found = if other.moment == container.moment {
                 None
@@ -90,8 +91,8 @@ fn members(
     (memory, cpu)
 }
 
-/// Returns the kubelet's record of a pod for memory and for CPU. `is_complete` is true if the
-/// runtime has reported every container in the record.
+/// Returns the memory and the CPU part of the kubelet's checkpoint entry of a pod. `is_complete` is
+/// true if the runtime has reported every container in the entry.
 fn pod_limit_records(pod: &PodRecord, is_complete: bool) -> [PodLimitRecord; 2] {
     let all = |is_limited: fn(RecordedLimits) -> bool| {
         pod.names().all(|name| pod.limits(name).is_some_and(is_limited))

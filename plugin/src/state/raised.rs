@@ -1,5 +1,5 @@
-//! Limits that the plugin raised. The limits stay raised when the plugin stops setting values,
-//! because a limit decrease could kill.
+//! Limits that the plugin has raised. The limits stay raised when the plugin stops setting values,
+//! because a limit decrease could OOM-kill a process.
 
 use plimsoll_core::policy::rescue::Rescue;
 use plimsoll_core::units::{CPU_MAX, Knob, printable};
@@ -8,9 +8,9 @@ use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::state::kill_counts;
 use crate::state::originals::RaisedLimit;
 
-/// Returns one line of text for each raised limit. `raised` lists the raised limits of pods. The
-/// result omits those that are no longer in force. The raised limits of containers come from the
-/// record of oomRescue, without pods that are gone.
+/// Returns one line of text for each raised limit. `raised` lists the raised limits of pods. Omits
+/// the pod limits that are no longer in force. Also reads the stored container limits that
+/// `oomRescue` has raised, and omits those of pods that no longer exist.
 pub fn staying(root: &CgroupRoot, raised: &[RaisedLimit]) -> Vec<String> {
     let is_so = |limit: &&RaisedLimit| {
         let open = root

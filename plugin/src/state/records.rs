@@ -1,5 +1,5 @@
-//! The kubelet's records of containers and pods. One thread reads the kubelet's files, so a slow
-//! file system delays nothing else.
+//! The kubelet's checkpoint entries for containers and pods. One thread reads the kubelet's files,
+//! so a slow file system delays no other work.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self as blocking, RecvTimeoutError};
@@ -15,11 +15,11 @@ use tracing::warn;
 use crate::kubelet::checkpoint::{Checkpoints, Moment, RecordSearch};
 use crate::lock;
 
-/// Time that a task which may block waits for a record. After one timeout, no task waits until a
-/// read ends.
+/// Maximum time for which a task that may block waits for a checkpoint entry. After one timeout, no
+/// task waits any more until the reader has finished a read.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Access to the kubelet's records.
+/// Access to the kubelet's checkpoint entries.
 #[derive(Debug)]
 pub struct Records {
     shared: Arc<Shared>,
@@ -35,12 +35,12 @@ pub struct RecordReader {
 
 #[derive(Debug)]
 struct Shared {
-    /// The cached files. The reader holds the lock while it reads them, so other code only uses
-    /// `try_lock`.
+    /// The cached files. The reader holds the lock while it reads the files, so all other code uses
+    /// only `try_lock`.
     checkpoints: Mutex<Checkpoints>,
-    /// Problems of the files at the last look-up. Code that holds this lock does no I/O.
+    /// Problems with the files at the last look-up. Code that holds this lock does no I/O.
     problems: Mutex<Vec<String>>,
-    /// Whether a task has waited without a result, and no read has ended since.
+    /// Whether a task has waited without a result, and the reader has finished no read since then.
     is_stuck: AtomicBool,
 }
 
@@ -53,7 +53,7 @@ struct Request {
     reply: Reply,
 }
 
-/// Receiver of a result: a future, or a waiting thread.
+/// Channel to the receiver of a result: to a future, or to a waiting thread.
 #[derive(Debug)]
 enum Reply {
     Async(oneshot::Sender<RecordSearch>),
@@ -72,14 +72,15 @@ impl Records {
         (Self { shared: shared.clone(), requests: send }, RecordReader { shared, requests })
     }
 
-    /// Returns the records of a container and its pod if the cache is up to date.
+    /// Returns the checkpoint entries of a container and its pod if the cached files are up to
+    /// date.
     pub fn fresh(&self, uid: &PodUid, container: &str, moment: Moment) -> Option<RecordSearch> {
         // The reader may hold the lock while it reads a large file.
         self.shared.checkpoints.try_lock().ok()?.lookup_unchanged(uid, container, moment)
     }
 
-    /// Looks up the records of a container and its pod. Returns [`Inconclusive`] if the files
-    /// cannot be read within `budget`.
+    /// Looks up the checkpoint entries of a container and its pod. Returns [`Inconclusive`] if the
+    /// reader cannot read the files within `budget`.
     pub async fn lookup(
         &self,
         uid: &PodUid,
@@ -107,7 +108,7 @@ impl Records {
         }
     }
 
-    /// Looks up the records as [`Self::lookup`] does, for a task that may block.
+    /// Looks up the checkpoint entries as [`Self::lookup`] does, for a task that may block.
     pub fn wait(&self, uid: &PodUid, container: &str, moment: Moment) -> RecordSearch {
         if let Some(record) = self.fresh(uid, container, moment) {
             return record;
@@ -133,7 +134,7 @@ impl Records {
         }
     }
 
-    /// Returns the problems of the files, as of the last look-up.
+    /// Returns the problems with the files at the last look-up.
     pub fn problems(&self) -> Vec<String> {
         lock(&self.shared.problems).clone()
     }
@@ -144,8 +145,8 @@ impl Records {
         let _ = self.requests.send(Request { uid, container, moment, reply });
     }
 
-    /// Locks the files until the returned value is dropped, like a file system that does not
-    /// answer.
+    /// Locks the files until the returned value is dropped. The lock acts like a file system that
+    /// does not answer.
     #[cfg(test)]
     pub(crate) fn hold(&self) -> blocking::Sender<()> {
         let ((release, released), (tell, is_held)) = (blocking::channel(), blocking::channel());
@@ -153,7 +154,7 @@ impl Records {
         std::thread::spawn(move || {
             let _held = lock(&shared.checkpoints);
             tell.send(()).unwrap();
-            // The sender never sends, so this waits for its end.
+            // The sender never sends, so this call waits until the sender is dropped.
             let _: Result<(), _> = released.recv();
         });
         is_held.recv().unwrap();
@@ -162,7 +163,7 @@ impl Records {
 }
 
 impl RecordReader {
-    /// Runs until the last [`Records`] is gone.
+    /// Runs until the last [`Records`] is dropped.
     pub async fn run(mut self) {
         while let Some(request) = self.requests.recv().await {
             if !request.reply.is_closed() {
@@ -191,7 +192,7 @@ impl RecordReader {
 }
 
 impl Reply {
-    /// Returns whether the receiver is known to wait no more.
+    /// Returns whether the receiver has certainly stopped waiting.
     fn is_closed(&self) -> bool {
         match self {
             Self::Async(reply) => reply.is_closed(),
@@ -208,7 +209,7 @@ mod tests {
 
     const UID: &str = "5d0f6a4e-0000-4000-8000-000000000001";
 
-    /// Runs the reader of an empty directory in its own thread.
+    /// Starts a reader in its own thread, with an empty directory to read.
     fn records() -> (Arc<Records>, tempfile::TempDir) {
         let directory = tempfile::tempdir().unwrap();
         let (records, reader) = Records::new(Checkpoints::new(directory.path().to_owned()));

@@ -1,4 +1,4 @@
-//! Limits that `oomRescue` has raised, for the event handlers.
+//! Container limits that `oomRescue` has raised, for the event handlers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ pub struct Rescues {
 }
 
 impl Rescues {
-    /// Creates the set of stored rescues.
+    /// Creates the map from the stored rescues.
     pub fn new(
         containers: Arc<Containers>,
         rescued: impl IntoIterator<Item = ((CgroupPath, String), Rescue)>,
@@ -29,8 +29,8 @@ impl Rescues {
     }
 
     /// Returns the raised limit of an active rescue, if the user still asks for the same limit. A
-    /// running container keeps the raised limit even if rescues are off now, because lowering it
-    /// could kill. In observe mode there is no raised limit.
+    /// running container keeps the raised limit even if rescues are off now, because a lower limit
+    /// could OOM-kill a process. Returns `None` in observe mode.
     pub fn limit_for(&self, container: &Container) -> Option<Limit> {
         let rescued = self.rescue_of_request(container)?;
         if self.containers.settings().observes() {
@@ -40,8 +40,8 @@ impl Rescues {
             .then_some(rescued.limit.into())
     }
 
-    /// Whether the container has the raised limit of a rescue. The result does not depend on
-    /// observe mode, because a raised limit stays in force there.
+    /// Returns whether the container has the raised limit of a rescue. The result does not depend
+    /// on the mode, because a raised limit stays in force in observe mode.
     pub fn is_rescued(&self, container: &Container) -> bool {
         let page = self.containers.settings().node.page_size;
         self.rescue_of_request(container)
@@ -78,7 +78,7 @@ impl Rescues {
         };
     }
 
-    /// Forgets the rescues of a pod that is gone.
+    /// Forgets the rescues of a pod that no longer exists.
     pub fn forget_pod(&self, pod: &CgroupPath) {
         lock(&self.rescued).retain(|(of, _), _| of != pod);
     }

@@ -1,5 +1,5 @@
-//! Result of an event for one container: its desired state, evidence about the limits of its pod,
-//! and the incidents to report.
+//! Result of an event for one container: the container's desired state, evidence about the limits
+//! of its pod, and the incidents to report.
 
 use std::sync::Arc;
 
@@ -13,16 +13,16 @@ use crate::state::containers::Containers;
 use crate::state::levels::Levels;
 use crate::state::pod_view::PodView;
 
-/// Result of an event for one container. [`Levels::apply`] writes the cgroups
-/// above it. The runtime or the reconcile task writes its own values.
+/// Result of an event for one container. [`Levels::apply`] writes the cgroups above the container.
+/// The runtime or the reconcile task writes the container's own values.
 #[derive(Debug)]
 pub struct Resolved {
     /// The container.
     pub container: Arc<Container>,
-    /// Its desired state. The claim of the desired values is the protection that the cgroups above
-    /// must provide.
+    /// The container's desired state. The field `claim` of its desired values is the protection
+    /// that the container needs from the cgroups above it.
     pub desired_state: DesiredState,
-    /// Evidence about the limits of its pod.
+    /// Evidence about the limits of the container's pod.
     pub pod: PodView,
     /// Incidents that follow from the container's limits.
     pub incidents: Vec<Occurrence>,
@@ -31,9 +31,9 @@ pub struct Resolved {
 impl Containers {
     /// Computes the result of an event for a container.
     ///
-    /// `former` is the last limits of this container, or of its predecessor with the same name.
-    /// `record` is the kubelet's record. `is_alive` says whether another container of the pod has
-    /// not ended.
+    /// `former` are the last limits of this container, or of its predecessor with the same name.
+    /// `record` is the kubelet's checkpoint entry. `is_alive` returns whether another container of
+    /// the pod has not ended.
     pub fn resolve(
         &self,
         container: Arc<Container>,
@@ -58,16 +58,16 @@ impl Containers {
         Resolved { container, desired_state, pod, incidents }
     }
 
-    /// Returns the incident of a limit above node allocatable. The plugin applies the limit.
-    /// Excessive requests appear as shortfalls of protection.
+    /// Returns the incident of a limit above node allocatable. The plugin still applies the limit.
+    /// The plugin reports excessive requests separately, as missing protection.
     fn beyond_node(&self, container: &Container) -> Option<Incident> {
         let limit = container.limit.bytes()?;
         let allocatable = self.settings().node.allocatable?;
         (limit > allocatable).then_some(Incident::BeyondNode { limit, allocatable })
     }
 
-    /// Returns the incident of a limit that is too many times the request. The plugin applies the
-    /// limit.
+    /// Returns the incident of a limit that is too large a multiple of the request. The plugin
+    /// still applies the limit.
     fn overcommitted(
         &self,
         container: &Container,
@@ -85,12 +85,13 @@ impl Containers {
 }
 
 impl Levels {
-    /// Writes the values that a container needs to the cgroups above it. The runtime writes the
-    /// container's own values later. Returns the incidents, which the caller reports.
+    /// Writes the cgroups above a container so that they have the limits and the protection that
+    /// the container needs. The runtime writes the container's own values later. Returns the
+    /// incidents, which the caller reports.
     ///
-    /// The pod's limits are raised first, because a lower pod limit would make the container's
-    /// limits useless. Then the cgroups above reserve the larger of the old and new claim until the
-    /// new values are verified.
+    /// The method first raises the pod's limits, because a lower pod limit would make the
+    /// container's limits useless. Until the plugin has verified the container's new values, the
+    /// cgroups above provide the larger of the old and the new protection.
     pub fn apply(&self, resolved: &Resolved) -> Vec<Occurrence> {
         let Resolved { container, desired_state, pod, .. } = resolved;
         let raise = self.raise_limits(container, pod, false);

@@ -1,4 +1,4 @@
-//! Settings of the node: the configuration in force, the node's memory, and whether the plugin sets
+//! Node-wide settings: the configuration in force, the node's memory, and whether the plugin sets
 //! values.
 
 use std::io;
@@ -14,7 +14,8 @@ use crate::kubelet::node::NodeMemory;
 use crate::state::originals::DIRECTORY;
 use crate::state::{brake, guard_record};
 
-/// Warning that the guard protects no memory of the system, because system.slice does not exist.
+/// Warning that the node guard protects no memory of the system, because system.slice does not
+/// exist.
 pub const NO_SYSTEM_SLICE: &str = "nodeGuard found no cgroup system.slice";
 
 /// Advice for [`NO_SYSTEM_SLICE`].
@@ -23,8 +24,8 @@ pub const NAME_THE_SYSTEM: &str = "Name the cgroups of the runtime and the kubel
                                    configuration, with the amounts systemReserved and \
                                    kubeReserved";
 
-/// Marker file, relative to the root of the node's file system. While it exists the plugin manages
-/// nothing. `plimsoll restore` creates it.
+/// Path of a marker file, relative to the root of the node's file system. `plimsoll restore`
+/// creates this file. While the file exists, the plugin manages no cgroup.
 pub const RESTORE_MARKER: &str = "run/plimsoll/restored";
 
 /// Returns whether [`RESTORE_MARKER`] exists on the node whose file system is at `host`.
@@ -34,7 +35,7 @@ pub const RESTORE_MARKER: &str = "run/plimsoll/restored";
 /// Fails if the plugin cannot determine whether the file exists.
 pub fn is_restored(host: &Path) -> io::Result<bool> {
     match host.join(RESTORE_MARKER).try_exists() {
-        // A parent of the marker file is no directory, so the marker file does not exist.
+        // A parent of the marker file is not a directory, so the marker file does not exist.
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
         result => result,
     }
@@ -51,7 +52,7 @@ pub struct Settings {
     pub mem_total: Option<Bytes>,
     /// Total memory without hugepages.
     pub usable: Option<Bytes>,
-    /// Whether an operator has called `plimsoll restore`, so that the plugin manages nothing.
+    /// Whether an operator has called `plimsoll restore`, so that the plugin manages no cgroup.
     pub is_restored: bool,
     /// Reason why the brake was applied. `None` if the brake is not applied.
     pub brake: Option<String>,
@@ -73,25 +74,25 @@ impl Settings {
         if self.brake.is_some() { Mode::Observe } else { self.config.mode }
     }
 
-    /// Returns the policy for writing files. In observe mode and after `plimsoll restore`, this
-    /// policy has no value for any file.
+    /// Returns the policy whose values the plugin writes. In observe mode and after `plimsoll
+    /// restore`, this policy has no value for any file.
     pub fn policy(&self) -> Policy {
         if self.enforces() { self.config.policy } else { Policy::OFF }
     }
 
-    /// Returns the cgroups beside the pods that the plugin protects.
+    /// Returns the cgroups outside kubepods that the plugin protects.
     pub fn reserved(&self) -> Vec<Reserved> {
         if self.enforces() { self.planned_reserved() } else { Vec::new() }
     }
 
-    /// Returns the cgroups beside the pods that the plugin would protect in enforce mode.
+    /// Returns the cgroups outside kubepods that the plugin would protect in enforce mode.
     pub fn planned_reserved(&self) -> Vec<Reserved> {
         if self.is_restored {
             return Vec::new();
         }
         match self.config.node_guard {
             // A quarter of the memory stays unprotected for the kernel and for processes outside
-            // system.slice, such as sessions. If all of it were protected for services, the kernel
+            // system.slice, such as sessions. If all memory were protected for services, the kernel
             // could not reclaim the services' page cache. A test node ran out of memory without
             // this quarter.
             Some(kept)
@@ -118,8 +119,8 @@ impl Settings {
         (limit > Bytes::ZERO).then_some(limit)
     }
 
-    /// Returns the memory that the plugin may promise to pods: total memory without hugepages and
-    /// without the memory kept from pods.
+    /// Returns the maximum memory that the plugin may protect for pods. This is the total memory
+    /// without hugepages and without the memory that the plugin keeps for other programs.
     pub fn left_for_pods(&self) -> Option<Bytes> {
         if self.is_restored {
             return self.usable;
@@ -128,8 +129,8 @@ impl Settings {
         Some(self.planned_guard_limit().map_or(left, |limit| left.min(limit)))
     }
 
-    /// Returns the upper bound of the protection of all pods together. `None` means that the bound
-    /// is unknown, so the plugin applies no bound.
+    /// Returns the maximum protection of all pods together. `None` means that the maximum is
+    /// unknown, so the plugin does not limit the protection.
     pub fn budget(&self) -> Option<Bytes> {
         let allocatable = self.node.allocatable?;
         Some(self.left_for_pods().map_or(allocatable, |left| allocatable.min(left)))
@@ -151,7 +152,7 @@ impl Settings {
         });
         let brake = match brake::Record::load(host) {
             Ok(record) => record.map(|record| record.to_string()),
-            // Set no values if the record is unreadable.
+            // Set no values if the record of the brake is unreadable.
             Err(error) => {
                 Some(format!("its record {DIRECTORY}/{} cannot be read: {error}", brake::FILE))
             }

@@ -15,13 +15,13 @@ use crate::state::rescues::Rescues;
 pub struct SharedState {
     /// The containers and the settings.
     pub containers: Arc<Containers>,
-    /// The cgroups above the containers.
+    /// The cgroups above containers, and the reserved cgroups.
     pub levels: Arc<Levels>,
     /// The node's cgroups.
     pub root: Arc<CgroupRoot>,
     /// Deferred limit decreases.
     pub deferred: Arc<DeferredLimits>,
-    /// Limits that `oomRescue` has raised.
+    /// Container limits that `oomRescue` has raised.
     pub rescues: Arc<Rescues>,
     /// Whether the runtime is connected and has reported its pods and containers.
     pub synchronized: watch::Sender<bool>,

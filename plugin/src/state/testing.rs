@@ -20,7 +20,7 @@ use crate::state::records::Records;
 use crate::state::settings::Settings;
 use crate::state::update_phase::UpdatePhase;
 
-/// Cgroup of the pod of all containers.
+/// Cgroup of the only pod, to which all containers belong.
 pub(crate) const POD: &str = "kubepods/burstable/poda";
 
 /// Memory of the node: 8 GiB, of which half are available.
@@ -35,7 +35,7 @@ pub(crate) struct TestNode {
 }
 
 impl TestNode {
-    /// Creates a node with this configuration. The kubelet has no records.
+    /// Creates a node with this configuration. The kubelet's checkpoint has no entries.
     pub(crate) fn new(config: &str) -> Self {
         let host = tempfile::tempdir().unwrap();
         let cgroups = host.path().join("sys/fs/cgroup");
@@ -48,12 +48,13 @@ impl TestNode {
         Self { host, root, containers }
     }
 
-    /// Returns the containers of a plugin that was restarted on this node. It knows no container.
+    /// Returns the state of a plugin that was restarted on this node. This plugin knows no
+    /// container yet.
     pub(crate) fn restart(&self) -> Arc<Containers> {
         containers(self.host.path(), "")
     }
 
-    /// Writes a file of the node.
+    /// Writes a file to the node's file system.
     pub(crate) fn write(&self, path: &str, text: &str) {
         let path = self.host.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -84,7 +85,7 @@ impl TestNode {
         self.containers.insert(Container { started: true, ..container(id, limit) })
     }
 
-    /// Sets the usage of a container in MiB, and the part of it that is page cache.
+    /// Sets the memory usage of a container and the page cache in this usage, both in MiB.
     pub(crate) fn set_usage(&self, id: &str, usage: u64, cache: u64) {
         let cgroup = format!("{POD}/{id}");
         self.set(&cgroup, "memory.current", usage << 20);
@@ -97,7 +98,7 @@ fn containers(host: &Path, config: &str) -> Arc<Containers> {
     let config = Config::parse(config.as_bytes(), "test").unwrap();
     let (settings, _) = Settings::discover(config, host);
     let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
-    // Nobody reads the files, so every record is inconclusive at once.
+    // Nothing reads the checkpoint files, so every look-up is inconclusive at once.
     let (records, _) = Records::new(checkpoints);
     let originals = Arc::new(Mutex::new(Originals::load(host).unwrap()));
     Arc::new(Containers::new(settings, records, originals))

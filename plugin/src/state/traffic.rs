@@ -1,12 +1,12 @@
-//! The runtime's events that the plugin is answering now. The plugin sends no request to the
-//! runtime meanwhile.
+//! The runtime's events that the plugin is answering now. While the plugin answers an event, it
+//! sends no request to the runtime.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::lock;
 
-/// The runtime's events that this plugin receives.
+/// Data about the runtime's events that this plugin receives.
 #[derive(Debug, Default)]
 pub struct Traffic {
     /// Number of events that the plugin has not answered yet.
@@ -15,7 +15,7 @@ pub struct Traffic {
     pub last: Option<Instant>,
 }
 
-/// Event that the plugin is answering. Dropping this value ends the answer.
+/// Event that the plugin is answering. The event counts as answered once this value is dropped.
 #[derive(Debug)]
 pub struct Event(pub Arc<Mutex<Traffic>>);
 

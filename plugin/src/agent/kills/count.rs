@@ -1,4 +1,4 @@
-//! Finds new kills in the counts of a pod, and reports them.
+//! Finds new kills in the counts of a pod's cgroup files, and reports them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::state::container::Container;
 use crate::state::kill_counts::Rest;
 use crate::state::kill_counts::{Counts, Killed, Pod};
 
-/// Returns the counts of the pod's containers, and the IDs of the containers whose cgroups are
-/// gone.
+/// Returns the kill counts of the pod's containers, and the IDs of the containers whose cgroups no
+/// longer exist.
 fn read_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, Vec<String>) {
     let (mut counts, mut gone) = (Vec::new(), Vec::new());
     for (id, running) in &pod.running {
@@ -35,8 +35,8 @@ fn read_containers(root: &CgroupRoot, pod: &Pod) -> (Vec<(String, Counts)>, Vec<
 }
 
 impl Watcher {
-    /// Returns the pods to check without an inotify event. After a new kill below a kubepods, these
-    /// are all pods.
+    /// Returns the pods that the plugin must check even without an inotify event. If the kernel has
+    /// counted a new kill below kubepods, returns all pods.
     pub(super) fn suspects(&mut self) -> Vec<CgroupPath> {
         let mut has_more = false;
         for (top, total) in &mut self.totals {
@@ -51,14 +51,15 @@ impl Watcher {
         if has_more { self.counted.pods.keys().cloned().collect() } else { Vec::new() }
     }
 
-    /// Checks a pod for kills, and forgets its containers in `ended`. Returns `false` if the pod is
-    /// gone.
+    /// Checks a pod for kills, and forgets the containers in `ended`. Returns `false` if the pod no
+    /// longer exists.
     pub(super) fn check_pod(&mut self, path: &CgroupPath, ended: &BTreeSet<String>) -> bool {
         let Some(pod) = self.counted.pods.get_mut(path) else {
             return self.root.cgroup(path).is_ok();
         };
         let before = (pod.accounted, pod.limits_reached);
-        // Read the containers before the pod, because the kernel counts upwards.
+        // Read the containers' counts before the pod's counts, because the kernel counts a kill
+        // first in the container and then in the pod.
         let (counts, gone) = read_containers(&self.root, pod);
         let events = match self.root.cgroup(path).and_then(|pod| pod.events()) {
             Ok(events) => events,
@@ -94,7 +95,7 @@ impl Watcher {
             if is_by_its_limit { self.add_to_histories(path, &killed) } else { Vec::new() };
         forgotten.iter().for_each(|name| self.publish(path, name));
         if has_changed {
-            // Store the counts before the reports.
+            // Store the counts before the plugin reports them.
             self.store();
         }
         for killed in killed {
@@ -108,8 +109,8 @@ impl Watcher {
         true
     }
 
-    /// Adds kills to the histories of the containers. Returns the names of the containers whose
-    /// histories restarted, because the user asks for another limit.
+    /// Adds kills to the histories of the containers. Starts a new history if the user now asks for
+    /// another limit. Returns the names of the containers with a new history.
     fn add_to_histories(&mut self, path: &CgroupPath, killed: &[Killed]) -> Vec<String> {
         let page = self.containers.settings().node.page_size;
         let now = now();
@@ -135,8 +136,8 @@ impl Watcher {
         let now = now();
         let kills =
             pod.histories.get(&killed.name).map_or(0, |history| history.kills(rescue.window, now));
-        // The runtime may have created a new container with this name, or reported the end of this
-        // container.
+        // The runtime may have created a new container with this name, or may have reported the end
+        // of the killed container.
         let is_it = |container: &Arc<Container>| {
             container.name == killed.name
                 && container.place.as_ref().is_some_and(|place| place.cgroup() == path)
@@ -173,8 +174,8 @@ impl Watcher {
         }
     }
 
-    /// Returns the number of these kills that limits of the plugin caused. A limit of the plugin is
-    /// the limit of all pods, or a deferred limit shortly after the plugin set it.
+    /// Returns how many of these kills the plugin's limits have caused. The plugin's limits are the
+    /// limit of all pods, and a deferred limit shortly after the plugin has set it.
     pub(super) fn kills_by_our_limits(
         &mut self,
         path: &CgroupPath,
@@ -197,7 +198,7 @@ impl Watcher {
     }
 
     /// Returns how often usage reached the limit of all pods since the last call. Ignores a memory
-    /// shortage of the whole node, although the kernel then also kills in pods.
+    /// shortage of the whole node, during which the kernel also kills in pods.
     pub(super) fn limit_of_all_reached(&mut self) -> u64 {
         let root = &self.root;
         let since = |(kubepods, total): (&CgroupPath, &mut Total)| {

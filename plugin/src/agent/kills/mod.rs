@@ -1,16 +1,17 @@
-//! OOM kills of containers. The plugin notices each kill at once. The plugin counts the kills of a
-//! container by name, across new IDs and restarts of the plugin. With `oomRescue`, the plugin
-//! raises the limit of a container that is OOM-killed repeatedly.
+//! OOM kills in containers. The plugin notices each kill at once. The plugin counts kills by pod
+//! and container name, so that the counts survive container restarts and plugin restarts. With
+//! `oomRescue`, the plugin raises the limit of a container that is OOM-killed repeatedly.
 //!
-//! A pod's `memory.events` counts the kills of the pod's containers, and outlives the containers.
-//! inotify reports each change of the file. The containers' own files show which container was
-//! killed. The runtime removes these files after the end of the container. So the plugin reads them
-//! when inotify reports a change, and before it forgets a container. The kernel first counts in the
-//! container, then in its ancestor cgroups. With `memory.oom.group`, the kernel counts the killed
-//! processes one by one. The plugin may therefore read only a part of a kill's counts.
+//! A pod's `memory.events` counts the kills in the pod's containers. The file exists longer than
+//! the containers. inotify reports each change of the file. The containers' own `memory.events`
+//! show in which container the kernel killed. The runtime removes a container's files after the
+//! container's end. Therefore the plugin reads these files when inotify reports a change, and
+//! before it forgets a container. The kernel counts a kill first in the container, then in the
+//! ancestor cgroups. With `memory.oom.group`, the kernel counts the killed processes one by one.
+//! Therefore the plugin may read only a part of a kill's counts.
 //!
-//! One task counts kills and raises limits. Event handlers read its results from memory. The task
-//! stores the counts under `/run`, so a reboot removes both the counts and the cgroups.
+//! One task counts kills and raises limits. Event handlers read the raised limits from memory. The
+//! task stores the counts under `/run`, so a reboot removes both the counts and the cgroups.
 
 mod count;
 mod rescue;
@@ -47,11 +48,11 @@ use crate::state::rescues::Rescues;
 /// as often as a container that is killed.
 const CHECK_PAUSE: Duration = Duration::from_millis(40);
 
-/// Time after which the plugin repeats its request to the runtime to set a limit, in seconds.
+/// Time in seconds after which the plugin asks the runtime again to set a raised limit.
 const RAISE_RETRY: u64 = 30;
 
-/// Time in seconds after the plugin has set a deferred limit. A kill within this time counts as a
-/// kill by the deferred limit.
+/// Time in seconds after the plugin has set a deferred limit. If a kill happens within this time,
+/// the deferred limit counts as the cause.
 const DECREASE_KILL_WINDOW: u64 = 60;
 
 /// Minimum time between two reports about a container, in seconds.
@@ -63,10 +64,10 @@ pub struct KillNotifier {
     changes: mpsc::UnboundedSender<ContainerChange>,
 }
 
-/// A change that the event handlers report to the task.
+/// A change that the event handlers report to the task that watches for kills.
 #[derive(Debug)]
 enum ContainerChange {
-    /// The container was started, or its user has asked for a limit.
+    /// The container was started, or the user has asked for another limit.
     Runs(Arc<Container>),
     /// The container with this pod cgroup and ID has ended.
     Ended(CgroupPath, String),
@@ -81,7 +82,7 @@ impl KillNotifier {
         let _ = self.changes.send(ContainerChange::All(containers));
     }
 
-    /// Informs the task that a container was started, or that its user has asked for a limit.
+    /// Informs the task that a container was started, or that the user has asked for another limit.
     pub fn runs(&self, container: &Arc<Container>) {
         let _ = self.changes.send(ContainerChange::Runs(container.clone()));
     }
@@ -96,7 +97,8 @@ impl KillNotifier {
     }
 }
 
-/// Returns whether the next report is due.
+/// Returns whether the next report about a container is due. `reported` is the time of the last
+/// report.
 fn is_due(reported: Option<u64>, now: u64) -> bool {
     reported.is_none_or(|reported| now.saturating_sub(reported) >= REPORT_INTERVAL)
 }
@@ -113,22 +115,23 @@ pub struct Watcher {
     changed: mpsc::UnboundedReceiver<ContainerChange>,
     path: PathBuf,
     counted: Counted,
-    /// Whether no stored counts existed at the start. The kills in the cgroup files may then be
-    /// old.
+    /// Whether no stored counts existed at the start. Without stored counts, the kills in the
+    /// cgroup files may be old.
     is_first: bool,
     is_failing: bool,
-    /// Accounted counts of each kubepods.
+    /// Counts of each kubepods that the plugin has already handled.
     totals: BTreeMap<CgroupPath, Total>,
     /// Pods to check with the next tick.
     again: BTreeSet<CgroupPath>,
 }
 
-/// Accounted counts of one kubepods.
+/// Counts of one kubepods that the plugin has already handled.
 #[derive(Debug, Default)]
 struct Total {
     /// Kills below the cgroup.
     kills: Counts,
-    /// Number of times that usage reached the cgroup's own limit. `None` until the first read.
+    /// Number of times that usage reached the cgroup's own limit. `None` until the plugin first
+    /// reads this number.
     reached: Option<u64>,
 }
 
@@ -138,7 +141,7 @@ fn times_reached(root: &CgroupRoot, cgroup: &CgroupPath) -> Option<u64> {
     root.cgroup(cgroup).and_then(|cgroup| cgroup.local_events()).map(|events| events.oom).ok()
 }
 
-/// Pods to check, with the IDs of their containers that have ended.
+/// Pods to check, each with the IDs of those of its containers that have ended.
 type Due = BTreeMap<CgroupPath, BTreeSet<String>>;
 
 impl Watcher {
@@ -216,7 +219,7 @@ impl Watcher {
             }
             if is_tick {
                 woken.extend(std::mem::take(&mut self.again));
-                // This call usually reads one file.
+                // A call of `suspects` usually reads only one file.
                 woken.extend(self.suspects());
                 if woken.is_empty() && changes.is_empty() {
                     continue;
@@ -268,7 +271,7 @@ impl Watcher {
         }
     }
 
-    /// Handles a container that was started, or whose user has asked for a limit.
+    /// Handles a container that was started, or for which the user has asked for another limit.
     fn on_runs(&mut self, container: &Arc<Container>, wakes: &mut Option<Wakes>, due: &mut Due) {
         let (Some(place), Some(cgroup)) = (&container.place, &container.cgroup) else { return };
         let path = place.cgroup();
@@ -317,8 +320,8 @@ impl Watcher {
             self.store();
         }
         due.entry(path.clone()).or_default();
-        // The last kill of an earlier container with this name may have made a raise due. The task
-        // may have read this kill only after it forgot the earlier container.
+        // The last kill in a former container with this name may have made a raise due. The task
+        // may have read this kill only after it forgot the former container.
         self.raise_if_due(path, container);
     }
 
@@ -339,7 +342,7 @@ impl Watcher {
         self.rescues.set(path, name, rescued);
     }
 
-    /// Forgets a pod that is gone.
+    /// Forgets a pod that no longer exists.
     fn forget(&mut self, path: &CgroupPath) {
         self.rescues.forget_pod(path);
         if self.counted.pods.remove(path).is_some_and(|pod| pod.accounted != Counts::default()) {

@@ -50,7 +50,7 @@ impl Watcher {
         }
         let free = self.free(container);
         let page = settings.node.page_size;
-        // Decide with a copy of the history, so that the plugin does not store the decision.
+        // Decide with a copy of the kill history, so that the plugin does not store the decision.
         let what =
             match history.clone().judge(rescue, asked, own_ceiling.flatten(), free, page, now) {
                 RescueDecision::NotYet => return,
@@ -65,7 +65,7 @@ impl Watcher {
         self.reports.report_planned(&container.into(), &what);
     }
 
-    /// Returns a raised limit if a raise is due.
+    /// Returns the raised limit for a container if a raise is due.
     pub(super) fn decide_raise(
         &mut self,
         path: &CgroupPath,
@@ -127,7 +127,8 @@ impl Watcher {
         raised
     }
 
-    /// Returns whether the pod's own limit prevents a raise, and logs this.
+    /// Returns whether the pod's own limit prevents a raise. If the pod's own limit prevents the
+    /// raise, logs this.
     pub(super) fn is_bounded_by_its_pod(&self, container: &Container) -> bool {
         let is_bounded = self.levels.has_own_memory_limit(&container.sandbox);
         if is_bounded {
@@ -140,9 +141,9 @@ impl Watcher {
         is_bounded
     }
 
-    /// Returns the part of node allocatable that no container requests and no other raised limit
-    /// uses. The requests include the request of this container. Returns zero if node allocatable
-    /// is unknown.
+    /// Returns the part of node allocatable that is free for a raise of this container's limit.
+    /// Subtracts the requests of all containers, this one included, and the increases by other
+    /// raised limits. Returns zero if node allocatable is unknown.
     pub(super) fn free(&self, container: &Container) -> Bytes {
         let Some(allocatable) = self.containers.settings().node.allocatable else {
             return Bytes::ZERO;

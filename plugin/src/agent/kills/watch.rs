@@ -42,7 +42,8 @@ impl Wakes {
         Ok(())
     }
 
-    /// Removes a pod's watch. The watch of a removed cgroup does not always end by itself.
+    /// Removes a pod's inotify watch. If the pod's cgroup was removed, the watch does not always
+    /// end by itself.
     pub(super) fn remove(&mut self, pod: &CgroupPath) {
         let watches = &mut self.watches;
         self.pods.retain(|descriptor, path| {
@@ -69,7 +70,8 @@ impl Wakes {
     }
 }
 
-/// Returns the next pod whose `memory.events` has changed. Waits forever without inotify.
+/// Returns the next pod whose `memory.events` has changed. Waits forever if inotify is not
+/// available.
 pub(super) async fn next(wakes: &mut Option<Wakes>) -> CgroupPath {
     if let Some(some) = wakes {
         match some.next().await {

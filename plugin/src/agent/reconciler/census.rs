@@ -10,14 +10,15 @@ use super::{Reconciler, UNKNOWN_CGROUP_DELAY};
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::kubelet::kubepods::{self, CgroupSearch, id_in};
 
-/// Returns the cgroups in a cgroup; none if it cannot be read.
+/// Returns the child cgroups of a cgroup. Returns an empty list if the cgroup cannot be read.
 fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
     root.cgroup(cgroup).and_then(|cgroup| cgroup.children()).unwrap_or_default()
 }
 
 impl Reconciler {
-    /// Searches the cgroup tree for containers that the runtime has not reported. Inspects each one
-    /// after a delay, because the runtime may report the container or remove its cgroup soon.
+    /// Searches the cgroup tree for containers that the runtime has not reported. Schedules the
+    /// inspection of each such cgroup after a delay, because the runtime may soon report the
+    /// container or remove its cgroup.
     pub(super) fn find_unknown_cgroups(&mut self) {
         let CgroupSearch { found, problems } =
             kubepods::containers(&self.root, self.levels.kubepods());
@@ -46,15 +47,16 @@ impl Reconciler {
         self.missing_reserved = missing;
     }
 
-    /// Inspects a cgroup. If the runtime has not reported the container in it, the plugin
-    /// reconnects to the runtime, which then reports all containers. The plugin reconnects only
-    /// once per cgroup.
+    /// Inspects a cgroup. If the runtime has not reported the cgroup's container, the plugin
+    /// reconnects, and the runtime then reports all containers. The plugin reconnects only once per
+    /// cgroup.
     pub(super) fn inspect_unknown_cgroup(&mut self, cgroup: CgroupPath) {
         if self.levels.is_reserved(&cgroup) {
             return self.warn_missing_reserved(cgroup);
         }
         if PodCgroup::parse(cgroup.as_str()).is_some() {
-            // The plugin has not watched the cgroup of this pod until now.
+            // The plugin has not watched the cgroup of this pod before, so inspect its child
+            // cgroups now.
             for child in children(&self.root, &cgroup) {
                 self.inspect_unknown_cgroup(child);
             }
@@ -83,10 +85,10 @@ impl Reconciler {
         self.runtime.reconnect();
     }
 
-    /// Warns once that a reserved cgroup does not exist, so that the plugin cannot protect its
-    /// services.
+    /// Warns once that a reserved cgroup does not exist, so that the plugin cannot protect the
+    /// services in this cgroup.
     pub(super) fn warn_missing_reserved(&mut self, cgroup: CgroupPath) {
-        // The guard itself warns about the cgroup that it chose.
+        // The node guard itself warns about the cgroup that the node guard chose.
         let is_named = !self.containers.settings().config.reserved.is_empty();
         if is_named && self.is_gone(&cgroup) && self.missing_reserved.insert(cgroup.clone()) {
             warn!(

@@ -9,7 +9,7 @@ use crate::state::containers::Containers;
 use crate::state::originals::Values;
 use crate::state::update_phase::UpdateResult;
 
-/// A file of a container that does not hold its desired value.
+/// A container's file whose value is not the desired value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Write {
     /// The file.
@@ -20,33 +20,32 @@ pub struct Write {
     pub desired: Limit,
 }
 
-/// Comparison of a container with the kernel.
+/// Result of the comparison of a container with the kernel.
 #[derive(Debug)]
 pub struct Comparison {
     /// Desired values.
     pub desired_state: DesiredState,
-    /// Files that differ.
+    /// Files whose values are not the desired values.
     pub writes: Vec<Write>,
-    /// Protection that the cgroups above must provide for the container.
+    /// Protection that the container needs from the cgroups above it.
     pub claim: Protection,
-    /// Values that the container's files hold.
+    /// Values in the container's files.
     pub held: Values,
     /// Swap limit, if there is one.
     pub swap_max: Option<Bytes>,
-    /// Limits that the container's files hold. `None` without a cgroup, or if the container's
-    /// processes are not in the cgroup.
+    /// Limits in the container's files. `None` if the container has no cgroup, or if the cgroup
+    /// does not contain the container's processes.
     pub in_force: Option<LimitsInForce>,
 }
 
-/// Observed values of the files that hold the user's limits.
+/// Observed values of the files for the user's limits.
 #[derive(Clone, Copy, Debug)]
 pub struct LimitsInForce {
     /// `memory.max`.
     pub memory: Limit,
     /// `cpu.max`.
     pub cpu: CpuMax,
-    /// `cpu.weight`. `None` without the CPU controller, or if the runtime has not just applied an
-    /// update.
+    /// `cpu.weight`. `None` without the CPU controller, or if there is no applied update to check.
     pub weight: Option<u64>,
     /// `memory.swap.max`, if it is limited.
     pub swap_max: Option<Bytes>,
@@ -56,7 +55,7 @@ pub struct LimitsInForce {
 ///
 /// # Errors
 ///
-/// When the container's cgroup cannot be read.
+/// Fails if the container's cgroup cannot be read.
 pub fn compare(
     containers: &Containers,
     root: &CgroupRoot,
@@ -80,8 +79,8 @@ pub fn compare(
     let desired_state = if in_force.is_same(container.limit, page) {
         containers.decide(container, &record)
     } else {
-        // The announced update has failed, or the runtime has applied an update without announcing
-        // it. Use the limit that the kernel enforces.
+        // Use the limit that the kernel enforces. The announced update has failed, or the runtime
+        // has applied an update that it did not announce.
         containers.decide(&Container { limit: in_force, ..container.clone() }, &record)
     };
     let mut writes = Vec::new();
@@ -93,9 +92,9 @@ pub fn compare(
             writes.push(Write { knob, observed, desired });
         }
     }
-    // A file that the policy leaves alone also protects the container.
+    // Files that the policy leaves alone may also protect the container.
     let claim = desired_state.desired.claim.unwrap_or(held.protection());
-    // Without swap accounting there is no swap limit to lose.
+    // Without swap accounting, there is no swap limit that an update could remove.
     let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
     // Without the CPU controller there is no CPU limit.
     let cpu = cgroup.cpu_max().unwrap_or(CpuMax::NONE);
@@ -106,7 +105,8 @@ pub fn compare(
     Ok(Comparison { desired_state, writes, claim, held, swap_max, in_force: Some(in_force) })
 }
 
-/// Returns writes of all desired values of a container, even of values that its files hold already.
+/// Returns writes of all desired values of a container, even if its files already have these
+/// values.
 pub(super) fn all_writes(desired_state: &DesiredState) -> Vec<Write> {
     let write = |(knob, value)| Write { knob, observed: value, desired: value };
     desired_state.values().into_iter().map(write).collect()

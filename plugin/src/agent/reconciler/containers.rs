@@ -30,14 +30,14 @@ fn log_unreadable(container: &Container, error: &CgroupError) {
 }
 
 impl Reconciler {
-    /// Compares containers with the kernel and repairs them. The flags say whether inotify has
-    /// reported a write to the container's files.
+    /// Compares containers with the kernel and repairs them. Each flag in `batch` says whether
+    /// inotify has reported a write to the container's files.
     pub(super) async fn check_containers(&mut self, batch: &[(String, bool)]) {
         let enforces = self.containers.settings().enforces();
         let mut pending = Vec::new();
         for (id, touched) in batch {
             let Some(container) = self.containers.get(id) else { continue };
-            // A container that is being updated is checked after the update.
+            // A check follows at the end of the container's update.
             if !container.phase.may_check() {
                 continue;
             }
@@ -75,7 +75,7 @@ impl Reconciler {
     }
 
     /// Handles a container that was compared with the kernel. Returns a request for the runtime if
-    /// one is due.
+    /// a request is due.
     fn handle_comparison(
         &mut self,
         container: &Arc<Container>,
@@ -90,7 +90,7 @@ impl Reconciler {
             }
             self.limits_read_back(container, in_force);
         }
-        // The container may have adopted the limit in force.
+        // The plugin may have adopted the limit in force as the container's limit.
         let now = self.containers.get(&container.id)?;
         if !now.phase.is_current(&container.phase) {
             self.schedule(Duration::ZERO, WorkItem::Container(container.id.clone()));
@@ -121,7 +121,7 @@ impl Reconciler {
         self.repair(container, comparison, touched, enforces)
     }
 
-    /// Sets a container's claim unless a newer event has changed the container.
+    /// Sets a container's protection claim, unless a newer event has changed the container.
     fn set_claim(&self, container: &Container, claim: Protection) {
         if let Some(place) = &container.place {
             let is_current = || self.containers.is_current(container);
@@ -129,7 +129,7 @@ impl Reconciler {
         }
     }
 
-    /// Checks whether an update that the runtime reported as applied has taken effect. After a
+    /// Checks whether an update has taken effect after the runtime reported it as applied. After a
     /// failed or unconfirmed update, the plugin adopts the limits in force. The plugin does not
     /// request the update again, because a late limit decrease may cause an OOM kill.
     pub(super) fn limits_read_back(&mut self, container: &Container, in_force: LimitsInForce) {
@@ -148,7 +148,7 @@ impl Reconciler {
             let text = |swap_max: Option<Bytes>| {
                 swap_max.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string())
             };
-            // The plugin itself has requested another limit meanwhile.
+            // Whether the plugin itself has requested another limit meanwhile.
             let is_own = meaning != LimitMeaning::Result;
             for (knob, desired, observed, is_so) in [
                 (
@@ -230,8 +230,8 @@ impl Reconciler {
         if begun && let Some(LimitsInForce { memory, .. }) = comparison.in_force {
             writes.push(Write { knob: Knob::Max, observed: memory, desired: memory });
         }
-        // The history does not count a repair after the runtime's own write. This repair is attempt
-        // 1.
+        // The history does not count a repair after the runtime's own write. In this case, the
+        // repair is attempt 1.
         let attempt = self.contention.repairs(&container.id).max(1);
         Some(PendingUpdate {
             container: self.containers.get(&container.id)?,
@@ -244,8 +244,8 @@ impl Reconciler {
         })
     }
 
-    /// Sets the claim of a container without a cgroup. The container gets its values at its start,
-    /// or its processes are elsewhere (Kata).
+    /// Sets the protection that a container without a cgroup needs from the cgroups above it.
+    /// Either the container has not started yet, or its processes are in another cgroup (Kata).
     pub(super) fn claim_without_cgroup(&self, container: &Container) {
         let record = self.containers.record(container);
         let desired_state = self.containers.decide(container, &record);
@@ -254,8 +254,8 @@ impl Reconciler {
         }
     }
 
-    /// Repairs the files of a container that do not hold their desired values. Returns a request
-    /// for the runtime if one is due.
+    /// Repairs those of a container's files that do not have their desired values. Returns a
+    /// request for the runtime if a request is due.
     fn repair(
         &mut self,
         container: &Arc<Container>,
@@ -273,7 +273,7 @@ impl Reconciler {
             );
             return None;
         }
-        // A write of the runtime for its client is no change by another program.
+        // Writes by the runtime for its client do not count as changes by another program.
         let is_foreign = is_stored && !self.contention.is_expected(&container.id);
         let desired = comparison.desired_state.values();
         let now = std::time::Instant::now();
@@ -285,8 +285,8 @@ impl Reconciler {
             }
             RepairDecision::Repair => {
                 if let Some(place) = &container.place {
-                    // Reserve the larger of the current and the new claim until the container has
-                    // the new values.
+                    // Until the container has the new values, the cgroups above it must provide the
+                    // larger of the current and the new protection.
                     let claim = comparison.claim.max(comparison.held.protection());
                     let is_current = || self.containers.is_current(container);
                     self.levels.claim_at_least_if(place, &container.id, claim, is_current);
@@ -328,8 +328,8 @@ impl Reconciler {
             self.containers.on_phase(&container.id, UpdatePhase::begin_unmanaging);
             let all = all_writes(&comparison.desired_state);
             let pending = self.request_values(container, &comparison, all, enforces, false);
-            // The request may have to wait for a quiet runtime. Write the files now, so that
-            // memory.high does not throttle the container meanwhile.
+            // The request may have to wait until the runtime sends no events. Write the files now,
+            // so that memory.high does not throttle the container meanwhile.
             if let Some(pending) = &pending {
                 self.write_files(&pending.container, writes, false);
             }
@@ -338,8 +338,8 @@ impl Reconciler {
         self.request_values(container, &comparison, writes, enforces, is_foreign)
     }
 
-    /// Writes a container's files without the runtime, in a thread. Lowering memory.high takes as
-    /// long as the kernel reclaims memory.
+    /// Writes a container's files without the runtime, in a thread. A write that lowers memory.high
+    /// returns only after the kernel has reclaimed memory.
     pub(super) fn write_files(
         &mut self,
         container: &Arc<Container>,
@@ -352,8 +352,8 @@ impl Reconciler {
         // inotify reports the written files, and the next check reads the result.
         in_own_thread("write", move || {
             for Write { knob, desired, observed } in writes {
-                // An event has changed or ended the container since the decision. Another check
-                // follows the event.
+                // Since the decision, an event has changed the container, or the container has
+                // ended. Another check follows that event.
                 if !containers.is_current(&decided_for) {
                     return;
                 }
@@ -374,7 +374,7 @@ impl Reconciler {
         self.schedule(REPAIR_CHECK_DELAY, WorkItem::Container(container.id.clone()));
     }
 
-    /// Handles the result of a batch, and schedules checks of the containers in the batch.
+    /// Handles the result of a batch of requests. Schedules checks of the batch's containers.
     pub(super) fn on_finished_batch(&mut self, done: FinishedBatch, due: &mut DueChecks) {
         for pending in &done.batch {
             let container = &pending.container;
@@ -429,7 +429,8 @@ impl Reconciler {
         }
     }
 
-    /// Handles a container whose cgroup is gone. The runtime may report the end later, or never.
+    /// Handles a container whose cgroup was removed. The runtime may report its end later, or
+    /// never.
     pub(super) fn on_ended(&mut self, container: &Container) {
         debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the \
             container has ended");
@@ -442,8 +443,8 @@ impl Reconciler {
     }
 }
 
-/// Returns whether a request to the runtime is safe. The runtime writes its own limit with each
-/// update. A limit below the one in force could cause an OOM kill.
+/// Returns whether a request to the runtime is safe. With each update, the runtime writes its
+/// stored limit. A stored limit below the limit in force could cause an OOM kill.
 fn may_request(container: &Container, comparison: &Comparison) -> bool {
     comparison.in_force.is_none_or(|in_force| in_force.memory <= container.limit)
 }
@@ -475,8 +476,8 @@ mod tests {
             LimitsInForce { memory: limit(200), cpu: CpuMax::NONE, weight: None, swap_max: None };
         reconciler.limits_read_back(&containers.get("1").unwrap(), in_force);
         assert_eq!(containers.get("1").unwrap().limit, limit(100));
-        // After an update whose result is unknown, the kernel's limit counts.
-        // The plugin knows no update that the runtime could report as applied.
+        // The plugin knows no update that the runtime could report as applied, so the result is
+        // unknown. The plugin then adopts the limit in force.
         containers.on_phase("1", UpdatePhase::applied);
         reconciler.limits_read_back(&containers.get("1").unwrap(), in_force);
         let now = containers.get("1").unwrap();

@@ -1,11 +1,12 @@
 //! Reconciliation of the containers and the cgroups above them. The plugin compares desired and
-//! observed values, and writes the desired ones.
+//! observed values, and writes the desired values.
 //!
-//! One task does this, separately from the event handlers. A runtime cannot update containers while
-//! it waits for an event's answer. The task checks a container after each start and update. Through
-//! inotify, it checks every cgroup that another program writes to or removes. It checks everything
-//! periodically and after each synchronization or change of the configuration. A value counts as
-//! applied once the plugin has read it back.
+//! One task reconciles, separately from the event handlers, because a runtime cannot update
+//! containers while it waits for an event's answer. The task checks a container after each start
+//! and update. The task watches cgroups with inotify, and checks a cgroup when another program
+//! writes to it or removes it. The task checks all cgroups periodically, and after each
+//! synchronization and each change of the configuration. A value counts as applied once the plugin
+//! has read it back.
 
 mod census;
 mod compare;
@@ -48,21 +49,22 @@ use crate::state::pod_view::PodView;
 use crate::state::shared::SharedState;
 
 /// Maximum number of containers in one request to the runtime. The runtime takes some tenths of a
-/// second for each container, and holds its lock meanwhile.
+/// second for each container, and meanwhile blocks other requests by its lock.
 pub(super) const BATCH: usize = 8;
 
 /// Delay before the check of an update that the runtime has announced. The runtime does not report
-/// a failed update, so the plugin must check at some time. A busy runtime may need several seconds
-/// for an update. Until the runtime has set a lower limit, memory.high must stay lowered, so that
-/// new allocations cause no OOM kill. A request of the plugin during the user's update may also
-/// block both (containerd/nri#301, and the same in CRI-O).
+/// a failed update, so the plugin must check without a report. The delay must be long, because a
+/// busy runtime may need several seconds for an update. Until the runtime has set a lower limit,
+/// memory.high must stay lowered, so that new allocations cause no OOM kill. Also, a request of the
+/// plugin during the user's update may deadlock with this update (containerd/nri#301, and the same
+/// in CRI-O).
 pub(super) const UPDATE_CHECK_DELAY: Duration = Duration::from_secs(15);
 
 /// Delay before the plugin retries a limit request for a container that is being updated.
 pub(super) const LIMIT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Interval of the check of everything. This check finds changes through a file that a program
-/// keeps open, and changes whose inotify event was lost.
+/// Interval of the check of all containers and all managed cgroups. This check finds changes whose
+/// inotify event was lost, and changes by a program that keeps a file open.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Delay before the inspection of a cgroup that the runtime has not reported. The runtime reports
@@ -70,15 +72,15 @@ pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(600);
 /// late if it created the container during the synchronization.
 pub(super) const UNKNOWN_CGROUP_DELAY: Duration = Duration::from_secs(10);
 
-/// Delay before the plugin checks again whether a busy runtime can store the values. Only the files
-/// hold them until then.
+/// Delay before the plugin checks again whether a busy runtime can store the values. Until then,
+/// only the files have the values.
 pub(super) const STORE_RETRY_DELAY: Duration = Duration::from_secs(60);
 
-/// Delay before the check of a repaired file, if inotify reports no change before.
+/// Delay before the check of a repaired file. inotify may cause an earlier check.
 pub(super) const REPAIR_CHECK_DELAY: Duration = Duration::from_millis(500);
 
-/// Time for which the plugin collects changes of the pods' shares, because each change affects all
-/// pods.
+/// Time for which the plugin collects changes of the pods' shares of the protection. The plugin
+/// writes them together, because each change affects all pods.
 pub(super) const SHARE_DELAY: Duration = Duration::from_millis(500);
 
 /// The reconcile task.
@@ -98,24 +100,24 @@ pub struct Reconciler {
     by_cgroup: HashMap<CgroupPath, String>,
     /// Scheduled work, by time.
     scheduled: BTreeMap<Instant, Vec<WorkItem>>,
-    /// Time of the next check of everything.
+    /// Time of the next check of all containers and all managed cgroups.
     tick: Instant,
     contention: Contention<String, Vec<(Knob, Limit)>>,
-    /// Batches for the runtime, which handles one after the other.
+    /// Batches of requests for the runtime, which handles one batch after the other.
     updater: mpsc::UnboundedSender<Vec<PendingUpdate>>,
     /// The task that sends the batches.
     updater_task: JoinHandle<()>,
-    /// Batches that are done.
+    /// Batches that the task has finished.
     done: mpsc::UnboundedReceiver<FinishedBatch>,
-    /// Cgroups that the runtime has not reported. The value says whether the plugin has reconnected
-    /// to the runtime because of the cgroup.
+    /// Cgroups of containers that the runtime has not reported. The value says whether the plugin
+    /// has already reconnected to the runtime because of this cgroup.
     unknown_cgroups: HashMap<CgroupPath, bool>,
     share_is_due: bool,
     /// Whether the last search for unknown cgroups could not read some directories.
     is_search_incomplete: bool,
     /// Reserved cgroups that do not exist and whose absence the log has reported.
     missing_reserved: HashSet<CgroupPath>,
-    /// Last state of each cgroup: whether its protection is effective.
+    /// State of each cgroup at the last check: whether the cgroup's protection is effective.
     standings: HashMap<CgroupPath, Standing>,
 }
 
@@ -124,7 +126,8 @@ pub struct Reconciler {
 struct DueChecks {
     /// Container IDs, and whether inotify has reported a write to the container's files.
     containers: BTreeMap<String, bool>,
-    /// Cgroups above the containers, and the files for which inotify has reported a write.
+    /// Cgroups above containers and reserved cgroups, with those of their files for which inotify
+    /// has reported a write.
     cgroups: BTreeMap<CgroupPath, Vec<Knob>>,
     removed: Vec<CgroupPath>,
     share: bool,
@@ -183,8 +186,9 @@ impl Reconciler {
         }
     }
 
-    /// Runs until all senders of work are gone, or the task that sends batches has failed. Runs in
-    /// a thread that may block: there may be many files, and the kubelet's checkpoint may be large.
+    /// Runs until all senders of work are dropped, or the task that sends batches has failed. Must
+    /// run in a thread that may block, because there may be many files and the kubelet's checkpoint
+    /// may be large.
     pub async fn run(mut self) {
         loop {
             let mut due = DueChecks::default();
@@ -252,8 +256,8 @@ impl Reconciler {
                 self.schedule(UPDATE_CHECK_DELAY, WorkItem::CheckUpdate(id, update))
             }
             WorkItem::CheckUpdate(id, update) => {
-                // The runtime does not report a failed update, which may have written some of the
-                // files.
+                // The runtime does not report a failed update. This update may have written some of
+                // the files.
                 let has_given_up = self.containers.on_phase(&id, |phase| phase.give_up(update));
                 if has_given_up == Some(true) {
                     self.contention.expect(id.clone(), std::time::Instant::now());
@@ -284,12 +288,12 @@ impl Reconciler {
         self.scheduled.entry(Instant::now() + delay).or_default().push(work);
     }
 
-    /// Raises the limits of all pods where due, and writes all levels. `synchronized` is the number
-    /// of synchronizations before the containers were compared.
+    /// Raises those pod limits for which a raise is due, and writes all managed cgroups.
+    /// `synchronized` is the number of synchronizations before the task compared the containers.
     fn settle_levels(&mut self, synchronized: u64) {
         let policy = self.containers.settings().policy();
-        // Another program may have set a pod's limit while the plugin did not watch the cgroup. The
-        // kubelet 1.27 to 1.36 may have failed to set the limit.
+        // Another program may have set a pod's limit while the plugin did not watch the cgroup. A
+        // kubelet from 1.27 to 1.36 may have failed to set the limit.
         for containers in self.by_pod().into_values() {
             if let Some((container, pod)) = self.view_pod(containers) {
                 let raise = self.levels.raise_limits(&container, &pod, false);
@@ -301,7 +305,7 @@ impl Reconciler {
         for cgroup in self.levels.cgroups() {
             self.watch_cgroup(&cgroup);
         }
-        // Remove drop-ins of pods that ended while the plugin did not watch.
+        // Remove systemd drop-ins of pods that ended while the plugin did not watch their cgroups.
         match systemd::drop_ins(self.root.host()) {
             Ok(left) => left.iter().for_each(|cgroup| self.remove_drop_ins(cgroup)),
             Err(error) => debug!(%error, "cannot search for drop-ins of pods that are gone"),
@@ -314,8 +318,8 @@ impl Reconciler {
             self.on_removed(&path);
         }
         if due.all {
-            // Forget all repair histories, because the other program may have stopped and another
-            // runtime may be connected.
+            // Forget all repair histories, because the program that changed the files may have
+            // stopped, or another runtime may be connected.
             self.contention = Contention::default();
             for id in self.containers.ids() {
                 due.containers.entry(id).or_default();
@@ -335,8 +339,8 @@ impl Reconciler {
         }
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
-            // The kubelet sets the sum of the limits that users ask for. The sum is too low if the
-            // plugin raised one of the limits.
+            // The kubelet sets the sum of the limits that users ask for. This sum is too low if the
+            // plugin has raised the limit of one of the containers.
             if touched.contains(&Knob::Max)
                 && let Some((container, pod)) = self.view_pod(self.in_pod(&cgroup))
             {
@@ -356,11 +360,12 @@ impl Reconciler {
         }
     }
 
-    /// Returns a live container of a pod, and the evidence about the pod's limit.
+    /// Returns a container of a pod that has not ended, and the evidence about the pod's limits.
     fn view_pod(&self, mut containers: Vec<Arc<Container>>) -> Option<(Arc<Container>, PodView)> {
         containers.retain(|container| self.levels.is_alive(container));
         let alive = containers;
-        // One container is enough, because the record and the sum cover all containers.
+        // One container is enough, because the kubelet's checkpoint entry and the sum of limits
+        // cover all containers of the pod.
         let (container, alive) = alive.split_first()?;
         let recorded = self.containers.record(container);
         let pod = self.containers.view_pod(container, None, alive, &recorded);
@@ -389,7 +394,7 @@ impl Reconciler {
         self.levels.prune(|id| self.containers.get(id).is_some());
         let uids: HashSet<_> =
             self.containers.all().iter().map(|container| container.uid.clone()).collect();
-        // Take one lock at a time: get the cgroups before `retain` takes the reports' lock.
+        // Hold only one lock at a time: get the cgroups before `retain` takes the reports' lock.
         let cgroups: HashSet<_> = self.levels.cgroups().into_iter().collect();
         self.reports.retain(|uid| uids.contains(uid), |cgroup| cgroups.contains(cgroup));
         self.contention.forget_quiet(std::time::Instant::now());
@@ -402,8 +407,8 @@ impl Reconciler {
     }
 }
 
-/// Returns the next change of a watched cgroup; `None` if inotify fails. Waits forever without a
-/// watch.
+/// Returns the next change of a watched cgroup. Returns `None` if inotify fails. Waits forever if
+/// there is no watch.
 async fn changed(watch: &mut Option<Watch>) -> Option<CgroupChange> {
     match watch {
         Some(watch) => watch.next().await.inspect_err(|error| warn!(%error, "inotify")).ok(),

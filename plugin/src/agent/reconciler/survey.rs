@@ -8,8 +8,8 @@ use tracing::{debug, warn};
 use super::Reconciler;
 
 impl Reconciler {
-    /// Checks whether the protection of each cgroup has an effect, by the kernel's rule. Warns when
-    /// it no longer has one.
+    /// Checks whether the protection of each cgroup has an effect, by the kernel's rule for nested
+    /// cgroups. Warns when the protection of a cgroup no longer has an effect.
     pub(super) fn survey(&mut self) {
         let containers = self.containers.all();
         let names: HashMap<_, _> = containers

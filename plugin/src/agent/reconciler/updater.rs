@@ -17,8 +17,9 @@ use super::wire::update;
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 
-/// The task that updates containers through the runtime. The runtime stores the values, so later
-/// updates do not undo them. The task is separate, because a runtime may take long.
+/// The task that updates containers through the runtime. The runtime stores the values of each
+/// update, so later updates do not undo these values. The task is separate from the reconcile task,
+/// because a runtime may take long.
 pub(super) struct Updater {
     pub(super) containers: Arc<Containers>,
     pub(super) runtime: nri::Runtime,
@@ -36,7 +37,7 @@ impl Updater {
         }
     }
 
-    /// Sends a batch. Returns the results; `None` if no runtime is connected.
+    /// Sends a batch of requests. Returns the results. Returns `None` if no runtime is connected.
     pub(super) async fn write(&self, batch: &[PendingUpdate]) -> Option<BatchResult> {
         let mut result = BatchResult::default();
         let (first, mut single): (Vec<&PendingUpdate>, Vec<&PendingUpdate>) =
@@ -51,7 +52,7 @@ impl Updater {
             }
         }
         for pending in single {
-            // containerd gives the reason only for such a request.
+            // containerd gives the reason of a failure only for a request without `ignore_failure`.
             match self.send(&[pending], false).await {
                 Ok(dropped) => result.dropped.extend(dropped),
                 Err(SendError::NotConnected) => return None,
@@ -80,8 +81,8 @@ impl Updater {
         Some(result)
     }
 
-    /// Sends the requests that are still valid, once the runtime is quiet. Returns the IDs of the
-    /// containers whose requests were dropped.
+    /// Sends the requests that are still valid, once the runtime has sent no event for [`QUIET`].
+    /// Returns the IDs of the containers whose requests were outdated.
     pub(super) async fn send(
         &self,
         pending: &[&PendingUpdate],
@@ -95,7 +96,7 @@ impl Updater {
             if wait.is_zero() {
                 break;
             }
-            // While the request waits, memory.high throttles the growth of the container.
+            // Do not wait longer, because memory.high throttles the container's growth meanwhile.
             if is_decrease && since.elapsed() >= DECREASE_TIMEOUT {
                 return Err(SendError::Failed(format!(
                     "the runtime was not quiet for {QUIET:?} within {DECREASE_TIMEOUT:?}; the \
@@ -129,14 +130,15 @@ impl Updater {
         }
     }
 
-    /// Returns whether a request that has waited is still valid. Meanwhile the plugin may have
-    /// changed to observe mode, or the container may have another limit.
+    /// Returns whether a request is still valid after its wait. During the wait, the plugin may
+    /// have changed to observe mode, or the container may have got another limit.
     pub(super) fn is_current(&self, pending: &PendingUpdate) -> bool {
         if pending.enforces && !self.containers.settings().enforces() {
             return false;
         }
-        // A limit request is void after a newer update of the user. A request for other values is
-        // void after any event, because the event causes another check.
+        // A limit request is no longer valid after a newer update of the user. A request for the
+        // policy's values is no longer valid after any event, because each event causes another
+        // check.
         if pending.is_limit_request {
             let now = self.containers.get(&pending.container.id);
             now.is_some_and(|now| {
@@ -154,7 +156,7 @@ impl BatchResult {
         !self.dropped.contains(id) && !self.rejected.contains(id)
     }
 
-    /// Records that the runtime was not quiet in time for a request.
+    /// Records that the plugin dropped a request because the runtime kept sending events.
     fn was_busy(&mut self, pending: &PendingUpdate) {
         let Container { id, pod, name, .. } = pending.container.as_ref();
         debug!(
@@ -168,7 +170,7 @@ impl BatchResult {
     }
 }
 
-/// Reason why an update was not made.
+/// Reason why the runtime has not made an update.
 pub(super) enum SendError {
     NotConnected,
     /// The runtime kept sending events for [`VALUES_TIMEOUT`].
@@ -177,7 +179,7 @@ pub(super) enum SendError {
 }
 
 impl PendingUpdate {
-    /// Returns the writes that change a value.
+    /// Returns the writes whose desired value differs from the observed value.
     pub(super) fn changes(&self) -> impl Iterator<Item = &Write> {
         self.writes.iter().filter(|write| write.observed != write.desired)
     }
@@ -193,49 +195,53 @@ impl PendingUpdate {
 pub(super) struct PendingUpdate {
     pub(super) container: Arc<Container>,
     pub(super) writes: Vec<Write>,
-    /// Whether the plugin requests another limit. Otherwise it requests the values of the policy.
+    /// Whether the plugin requests another limit. With `false`, the plugin requests the values of
+    /// the policy.
     pub(super) is_limit_request: bool,
     pub(super) attempt: u32,
-    /// Swap limit, if there is one.
+    /// Swap limit of the container, if there is one.
     pub(super) swap_max: Option<Bytes>,
     /// Whether the plugin was in enforce mode when it decided the writes.
     pub(super) enforces: bool,
-    /// Whether another program has changed values that the runtime and the files held.
+    /// Whether another program has changed values that both the runtime and the files had.
     pub(super) is_foreign: bool,
 }
 
-/// A request to the runtime that is done.
+/// A batch of requests that the task has finished.
 #[derive(Debug)]
 pub(super) struct FinishedBatch {
     pub(super) batch: Vec<PendingUpdate>,
-    /// Results of the containers; `None` if no runtime was connected.
+    /// Results of the containers. `None` if no runtime was connected.
     pub(super) result: Option<BatchResult>,
 }
 
 /// Containers of a batch that the runtime did not update, by ID.
 #[derive(Debug, Default)]
 pub(super) struct BatchResult {
-    /// The request was outdated before it could be sent.
+    /// Containers whose request was outdated before the plugin could send it.
     pub(super) dropped: HashSet<String>,
-    /// The request failed: the runtime refused it, did not answer, or was not quiet in time.
+    /// Containers whose request failed: the runtime refused it, did not answer, or kept sending
+    /// events.
     pub(super) rejected: HashSet<String>,
-    /// The request was not sent, because the runtime was not quiet in time.
+    /// Containers whose request the plugin did not send, because the runtime kept sending events.
     pub(super) busy: HashSet<String>,
 }
 
-/// Time that a runtime may take for one request.
+/// Maximum time that a runtime may take for one request.
 pub(super) const UPDATE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Time without events after which the plugin may ask the runtime to update containers. A runtime
-/// without the fix containerd/nri#301 takes its two locks in one order for events, and in the
-/// opposite order for requests of plugins. The runtime deadlocks if a request arrives while a
+/// Time without events after which the plugin may ask the runtime to update containers. Without the
+/// fix containerd/nri#301, a runtime takes its two locks in one order for events, and in the
+/// opposite order for requests of plugins. This runtime deadlocks if a request arrives while a
 /// plugin answers one event and another event waits (containerd/containerd#13733).
 pub(super) const QUIET: Duration = Duration::from_secs(1);
 
-/// Time that a request waits for a quiet runtime. Afterwards the plugin writes the files itself.
+/// Maximum time for which a request for values waits until the runtime sends no more events.
+/// Afterwards, the plugin writes the files itself.
 const VALUES_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time that a limit decrease waits for a quiet runtime.
+/// Maximum time for which a request for a limit decrease waits until the runtime sends no more
+/// events.
 pub(super) const DECREASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) fn log_rejected(container: &Container, error: &str) {
@@ -278,7 +284,8 @@ mod tests {
         let runtime = nri::Runtime::default();
         let updater = Updater { containers: containers.clone(), runtime, updates, done };
         assert!(updater.is_current(&values) && updater.is_current(&limit));
-        // A release does not concern the limit that the user asks for.
+        // The release of a container from throttling does not change the limit that the user asks
+        // for.
         containers.on_phase("1", |phase| phase.release(Limit::Max));
         assert!(!updater.is_current(&values) && updater.is_current(&limit));
         let update = containers.next_update();

@@ -22,7 +22,7 @@ impl Reconciler {
                 }
             }
             Some(CgroupChange::Removed(path)) => due.removed.push(path),
-            // The runtime usually reports the cgroup as well.
+            // The runtime usually reports a new cgroup as well.
             Some(CgroupChange::Made(path)) if self.levels.contains(&path) => {
                 _ = due.cgroups.entry(path).or_default()
             }
@@ -65,8 +65,8 @@ impl Reconciler {
         }
     }
 
-    /// Removes the drop-ins that systemd keeps for a cgroup that is gone. The next unit of the same
-    /// name would inherit them.
+    /// Removes the drop-ins that systemd keeps for the unit of a removed cgroup. Otherwise the next
+    /// unit with the same name would inherit the drop-ins.
     pub(super) fn remove_drop_ins(&self, cgroup: &CgroupPath) {
         match systemd::remove_drop_ins(self.root.host(), &self.root, cgroup) {
             Ok(false) => {}

@@ -1,15 +1,15 @@
-//! Requests to the runtime in the form of NRI.
+//! Conversion of requests for the runtime into NRI messages.
 
 use nri::api::{ContainerUpdate, LinuxContainerUpdate, LinuxMemory, LinuxResources, OptionalInt64};
 use plimsoll_core::units::{Bytes, Knob, Limit};
 
 use crate::cgroup::SWAP_MAX;
 
-/// Returns the update that sets a container's files to `values`. It carries `memory.max` as the
-/// memory limit, because the runtime keeps account of this limit.
+/// Returns the update that sets a container's files to `values`. The update contains `memory.max`
+/// as the memory limit, because the runtime stores this limit.
 ///
-/// `swap_max` is the swap limit, if there is one. An update without a swap limit makes containerd
-/// and runc remove the limit, so the update repeats the value in force.
+/// `swap_max` is the swap limit, if there is one. If an update contains no swap limit, containerd
+/// and runc remove the container's swap limit. Therefore this update repeats the value in force.
 pub fn update(
     id: &str,
     values: impl IntoIterator<Item = (Knob, Limit)>,
@@ -28,11 +28,12 @@ pub fn update(
     ContainerUpdate { container_id: id.to_owned(), linux: Some(linux).into(), ..Default::default() }
 }
 
-/// Returns a memory limit in the form of the runtime. `asked` is the limit that the client asked
-/// for. The client's swap limit includes memory, so it is adapted to the new limit.
+/// Returns a memory limit as a part of an NRI message. `asked` are the limits that the client asked
+/// for. The client's swap limit includes memory, so the result contains a swap limit adapted to the
+/// new memory limit.
 pub fn memory_limit(limit: Limit, asked: Option<&LinuxMemory>) -> LinuxMemory {
     let number = |value| Some(OptionalInt64 { value, ..Default::default() }).into();
-    // The runtime's maximum is 2^63-1.
+    // The maximum limit that the message can contain is 2^63-1.
     let limit = limit.bytes().map_or(-1, |bytes| i64::try_from(bytes.get()).unwrap_or(i64::MAX));
     let [asked_limit, asked_swap] = asked.map_or([0, 0], |asked| {
         [&asked.limit, &asked.swap].map(|value| value.as_ref().map_or(0, |value| value.value))

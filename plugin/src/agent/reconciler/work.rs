@@ -11,9 +11,10 @@ use crate::state::update_phase::{LimitOrigin, UpdateId};
 pub enum WorkItem {
     /// Check a container.
     Container(String),
-    /// Check a container after the runtime wrote its files, for a start or an update of the user.
+    /// Check a container after the runtime has written the container's files for its start or for
+    /// the user's update.
     RuntimeWrote(String),
-    /// Schedule the check whether this update of the container has taken effect.
+    /// Schedule a check of whether this update of the container has taken effect.
     CheckUpdateLater(String, UpdateId),
     /// Check a container whose update should have taken effect by now.
     CheckUpdate(String, UpdateId),
@@ -25,32 +26,32 @@ pub enum WorkItem {
         limit: Bytes,
         /// Origin of the container's limit at the time of the decision.
         origin: LimitOrigin,
-        /// Whether the limit is a prepared decrease.
+        /// Whether the limit is a decrease that the plugin has prepared.
         is_prepared: bool,
     },
     /// Check a cgroup above the containers.
     Cgroup(CgroupPath),
-    /// Check a file of a cgroup above the containers. Another program wrote this file earlier.
+    /// Check a file of a managed cgroup because another program wrote this file earlier.
     CheckFile(CgroupPath, Knob),
-    /// Inspect a cgroup that the runtime may not have reported, or a reserved cgroup that may be
-    /// missing.
+    /// Inspect a cgroup whose container the runtime may not have reported, or a reserved cgroup
+    /// that may not exist.
     UnknownCgroup(CgroupPath),
     /// Write all managed cgroups again, because the pods' shares of the protection have changed.
     Share,
-    /// Check every container and every cgroup above.
+    /// Check all containers and all managed cgroups.
     All,
 }
 
 impl WorkItem {
-    /// Requests a higher limit for a container. The request is void once the user requests another
-    /// limit.
+    /// Requests a higher limit for a container. The request is no longer valid once the user
+    /// requests another limit.
     pub fn higher_limit(container: &Container, limit: Bytes) -> Self {
         let (id, origin) = (container.id.clone(), container.phase.limit_origin());
         Self::Limit { id, limit, origin, is_prepared: false }
     }
 
-    /// Requests a lower limit for a container that is prepared for it. The request is void once the
-    /// runtime announces another update.
+    /// Requests a lower limit for a container that the plugin has prepared for this limit. The
+    /// request is no longer valid once the runtime announces another update.
     pub fn prepared_limit(container: &Container, limit: Bytes) -> Self {
         let (id, origin) = (container.id.clone(), container.phase.limit_origin());
         Self::Limit { id, limit, origin, is_prepared: true }

@@ -18,7 +18,7 @@ use crate::state::originals::Values;
 use crate::state::resolved::Resolved;
 
 impl Service {
-    /// Decides the values of a container that is being created.
+    /// Decides the values of a container that the runtime is creating.
     pub(super) async fn create(&self, pod: PodSandbox, created: api::Container) -> Creation {
         for notice in annotation::unknown(&pod.annotations) {
             warn!(pod = printable(&pod.name), "{notice}");
@@ -71,15 +71,16 @@ impl Service {
     }
 }
 
-/// Returns the values that the runtime should set at the creation. Leaves out the kernel's
-/// defaults, and keys that already have a value.
+/// Returns the values that the runtime should set at the creation of a container. Leaves out the
+/// kernel's defaults, and keys for which the create request already has a value.
 ///
-/// A runtime refuses to create a container if two plugins set the same key. The runtime records
+/// A runtime refuses to create a container if two plugins set the same key. The runtime tracks
 /// which keys plugins set, but not which keys its client set, so a plugin may replace the client's
-/// values. containerd 2.2 and later shows all keys in one map, so this plugin cannot see which
-/// program set a key. (containerd/nri, pkg/adaptation/result.go: adjustResources claims each key of
-/// a reply and copies it into the request for the next plugin.) The plugin sets its value once the
-/// container runs. This write does not count as a repair.
+/// values. containerd 2.2 and later passes all keys in one map. Therefore this plugin cannot see
+/// whether the client or another plugin set a key. (containerd/nri, pkg/adaptation/result.go:
+/// adjustResources marks each key of a reply as set, and copies it into the request for the next
+/// plugin.) The plugin writes the values that this function leaves out once the container runs.
+/// This write does not count as a repair.
 fn values_at_creation(
     container: &Container,
     desired_state: &DesiredState,
@@ -88,7 +89,7 @@ fn values_at_creation(
         let value = desired_state.value(knob)?;
         match container.unified.get(knob.file_name()) {
             Some(claimed) if claimed.parse() == Ok(value) => None,
-            // The kubelet sends the defaults with every container.
+            // The kubelet sends the kernel's defaults with every container.
             Some(_) if !is_claimed(&container.unified, knob) => None,
             Some(claimed) => {
                 warn!(

@@ -35,7 +35,7 @@ impl Service {
             let is_gone =
                 |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
             let ended = candidates.into_iter().filter(|(_, cgroup)| is_gone(cgroup));
-            // The receiver is gone if the runtime has disconnected.
+            // The receiver is dropped if the runtime has disconnected.
             let _ = sender.send(ended.map(|(id, _)| id).collect());
         });
         // If the thread cannot start, all sandboxes count as running until the runtime reports
@@ -58,8 +58,8 @@ impl Service {
         self.state.levels.sandbox_ended(id);
     }
 
-    /// Forgets older containers of the same name in the sandbox. The kubelet creates the next
-    /// container only when the last one has ended. The runtime does not report the end of a
+    /// Forgets older containers with the same name in the sandbox. The kubelet creates the next
+    /// container only after the last container has ended. The runtime does not report the end of a
     /// container that failed to start.
     pub(super) fn forget_older(&self, sandbox: &str, newest: &api::Container) {
         for older in self.others_of_its_name(sandbox, newest) {

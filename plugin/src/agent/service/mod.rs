@@ -1,9 +1,9 @@
-//! The NRI plugin: it translates the runtime's events, delegates the work and replies.
+//! The NRI plugin, which translates the runtime's events, delegates the work and replies.
 //!
-//! The plugin answers events from memory. It reads the kubelet's checkpoint again if the checkpoint
-//! has changed, for at most a tenth of the runtime's request timeout. Reclaiming memory for a limit
-//! decrease may take longer (`DECREASE_BUDGET`). Invalid data about pods and containers fails no
-//! event: the plugin reports the data and ignores it.
+//! The plugin answers events from memory. If the kubelet's checkpoint has changed, the plugin reads
+//! it again, for at most a tenth of the runtime's request timeout. The reclaim of memory for a
+//! limit decrease may take longer (`DECREASE_BUDGET`). Invalid data about pods and containers does
+//! not make an event fail: the plugin reports the data and ignores it.
 
 mod create;
 mod forget;
@@ -38,11 +38,12 @@ use crate::state::traffic::Event;
 use crate::state::update_phase::UpdatePhase;
 use crate::{in_own_thread, lock};
 
-/// Divisor of the runtime's request timeout: an event is answered within this part.
+/// Divisor of the runtime's request timeout. The plugin answers an event within this fraction of
+/// the timeout.
 pub(crate) const BUDGET: u32 = 10;
 
-/// Factor by which an event may take longer if it reclaims memory for a limit decrease. Together
-/// with the rest of the event, this is up to half of the timeout.
+/// Factor by which the answer to an event may take longer if the plugin reclaims memory for a limit
+/// decrease. Including all other work, the answer takes up to half of the timeout.
 pub(crate) const DECREASE_BUDGET: u32 = 3;
 
 /// The NRI plugin.
@@ -96,8 +97,8 @@ impl Service {
         self.configurator.clone()
     }
 
-    /// Runs `work` in a thread, and waits for its end for at most `budget`. Work that ends later
-    /// still takes effect.
+    /// Runs `work` in a thread, and waits for at most `budget` until `work` ends. If `work` ends
+    /// later, it still takes effect.
     async fn in_settings_thread(
         &self,
         budget: Duration,
@@ -123,8 +124,8 @@ impl Service {
         let _ = self.work.send(work);
     }
 
-    /// Begins the answer to an event with the NRI name `name`. The answer ends when the returned
-    /// value is dropped.
+    /// Begins the answer to an event. `name` is the event's name in NRI. The answer ends when the
+    /// returned value is dropped.
     fn event(&self, name: &'static str) -> Answering {
         Answering {
             _event: self.state.containers.event(),
@@ -139,7 +140,7 @@ impl Service {
     }
 }
 
-/// An event that is being answered.
+/// An event that the plugin is answering.
 struct Answering {
     _event: Event,
     reports: Arc<Reports>,
@@ -170,8 +171,9 @@ impl Plugin for Service {
     async fn configure(&self, configuration: Configuration) -> Result<(), Refusal> {
         self.reports.metrics.connections.inc();
         *lock(&self.budget) = configuration.request_timeout / BUDGET;
-        // A plugin that the runtime launched gets the same text with every connection, and watches
-        // the file for newer text. Any other plugin has read the file itself.
+        // A runtime that has launched the plugin sends the same text with every connection. The
+        // plugin then watches the configuration file for newer text. If the runtime has not
+        // launched the plugin, the plugin has read the file itself.
         let config = match &configuration.drop_in {
             Some(text) if !self.configured.swap(true, Ordering::Relaxed) => {
                 let config = Config::parse(text.as_bytes(), "configuration from the runtime");
@@ -183,7 +185,8 @@ impl Plugin for Service {
         let work = self.work.clone();
         let apply = move |configurator: &Configurator| {
             configurator.apply_config(config);
-            // The synchronization may have ended before. The receiver lives as long as the program.
+            // The synchronization may have ended before the work, so request a check. The receiver
+            // lives as long as the program.
             let _ = work.send(WorkItem::All);
         };
         self.in_settings_thread(budget, apply).await;
@@ -195,8 +198,8 @@ impl Plugin for Service {
         pods: Vec<PodSandbox>,
         containers: Vec<api::Container>,
     ) -> Result<Vec<ContainerUpdate>, Refusal> {
-        // The runtime may be busy with other events, so this counts as one and delays requests to
-        // the runtime.
+        // The runtime may be busy with other events. Therefore the synchronization counts as an
+        // event and delays requests to the runtime.
         let _event = self.event("Synchronize");
         self.adopt(pods, containers).await;
         Ok(Vec::new())
@@ -225,8 +228,8 @@ impl Plugin for Service {
     }
 
     /// Decides whether the kubelet may set the pod's own limit. The kubelet sets the limit itself,
-    /// and heeds the answer from Kubernetes 1.37 on. It lowers the pod's limit only after the
-    /// containers' limits.
+    /// and obeys the answer only since Kubernetes 1.37. The kubelet lowers the pod's limit only
+    /// after the containers' limits.
     async fn update_pod_sandbox(
         &self,
         pod: PodSandbox,
@@ -252,8 +255,8 @@ impl Plugin for Service {
         container: api::Container,
     ) -> Result<(), Refusal> {
         let _event = self.event("StartContainer");
-        // The runtime was creating the container while this plugin registered. CRI-O sends a
-        // creation only to plugins that registered before the creation. A synchronization of CRI-O
+        // The runtime was creating the container while this plugin registered. CRI-O sends the
+        // create event only to plugins that registered before the creation. CRI-O's synchronization
         // contains only containers whose creation is complete.
         if self.state.containers.get(&container.id).is_none() && container.linux.is_some() {
             self.add_sandbox(&pod);

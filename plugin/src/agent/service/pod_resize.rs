@@ -20,7 +20,8 @@ memory limit of the pod not lowered: it uses more than that and would have proce
 killed; it has to free memory first, or the limit to be higher (plimsoll's log has the \
 numbers)";
 
-/// Reason for the refusal of a pod's limit decrease during another one, also constant.
+/// Reason for the refusal of a pod's limit decrease during another limit decrease of the pod. This
+/// text is also constant.
 const BUSY_IN_POD: &str = "\
 memory limit of the pod not lowered: the kernel still reclaims memory for an earlier limit \
 decrease; try again";

@@ -1,4 +1,4 @@
-//! Decides a container's values, and prepares it for a limit decrease.
+//! Decides a container's values, and prepares the container for a limit decrease.
 
 use std::sync::Arc;
 
@@ -26,23 +26,25 @@ const WOULD_KILL: &str = "\
 memory limit not lowered: the container uses more than that and would be killed; it has to \
 free memory first, or the limit to be higher (plimsoll's log has the numbers)";
 
-/// Reason for the refusal of a limit decrease during another one, also constant.
+/// Reason for the refusal of a limit decrease during another limit decrease of the container. This
+/// text is also constant.
 const DECREASE_BUSY: &str = "\
 memory limit not lowered: the kernel still reclaims memory for an earlier limit decrease; \
 try again";
 
 impl Service {
-    /// Returns the kubelet's records of a container and its pod. The result is inconclusive if they
-    /// cannot be read in time. The reconcile task reads them again after the start or update.
+    /// Returns the kubelet's checkpoint entries of a container and its pod. The result is
+    /// inconclusive if the plugin cannot read the entries in time. The reconcile task reads the
+    /// entries again after the start or update.
     pub(super) async fn record(&self, container: &Container) -> RecordSearch {
         let budget = *lock(&self.budget);
         let records = &self.state.containers.records;
         records.lookup(&container.uid, &container.name, container.moment, budget).await
     }
 
-    /// Translates a container that was created without this plugin, or before the plugin restarted.
-    /// If the plugin has changed the container, its unified map holds the plugin's values. The
-    /// original values then replace them.
+    /// Translates a container that was created without this plugin, or before the plugin was
+    /// restarted. If the plugin has changed the container, the reported `unified` map contains the
+    /// plugin's values. In this case, the result contains the original values instead.
     pub(super) fn found(&self, pod: &PodSandbox, container: &api::Container) -> Container {
         let mut found = translate(pod, container, self.page_size());
         if let Some(before) = self.state.containers.before(&container.id) {
@@ -54,8 +56,8 @@ impl Service {
     /// Computes the desired state of a container after an event. Writes the cgroups above the
     /// container, and reports the incidents.
     ///
-    /// `store` stores the container once the kubelet's record of it was read. It returns `None` if
-    /// the container was removed meanwhile.
+    /// `store` stores the container after the plugin has read the kubelet's checkpoint entry.
+    /// `store` returns `None` if the plugin has removed the container meanwhile.
     pub(super) async fn resolve(
         &self,
         container: &Container,
@@ -87,7 +89,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// When the decrease would kill the container and must be refused.
+    /// Fails with a refusal if the decrease would OOM-kill a process of the container.
     pub(super) async fn prepare_decrease(
         &self,
         container: &Container,

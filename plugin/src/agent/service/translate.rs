@@ -1,4 +1,4 @@
-//! Translates the runtime's data into the plugin's types. Invalid data is reported and ignored.
+//! Translates the runtime's data into the plugin's types. Reports invalid data and ignores it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,7 +15,7 @@ use crate::state::container::Container;
 use crate::state::levels::Sandbox;
 use crate::state::update_phase::UpdatePhase;
 
-/// Returns the sandbox of a pod of the kubelet; `None` for any other pod.
+/// Returns the sandbox of a pod that the kubelet manages. Returns `None` for any other pod.
 pub(super) fn sandbox(pod: &PodSandbox) -> Option<Sandbox> {
     let linux = pod.linux.get_or_default();
     let place = place(&linux.cgroup_parent)?;
@@ -43,17 +43,18 @@ pub(super) fn place(cgroup_parent: &str) -> Option<PodPlace> {
     PodPlace::new(CgroupPath::of_parent(cgroup_parent).ok()?, class)
 }
 
-/// Returns whether a unified map sets a file to another value than the kernel's default. The
-/// default does not count, because the kubelet sends it with every request. Without its MemoryQoS
-/// the kubelet sends `memory.high=max`, and with it zeros where its policy protects nothing.
-/// Source: Kubernetes 1.37, `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
+/// Returns whether a `unified` map sets a file to a value that differs from the kernel's default.
+/// The kernel's default does not count, because the kubelet sends this default with every request.
+/// Without the feature MemoryQoS, the kubelet sends `memory.high=max`. With MemoryQoS, the kubelet
+/// also sends zeros where its policy protects no memory. Source: Kubernetes 1.37,
+/// `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
 pub(super) fn is_claimed(unified: &HashMap<String, String>, knob: Knob) -> bool {
     unified.get(knob.file_name()).is_some_and(|claimed| claimed.parse() != Ok(knob.default_value()))
 }
 
-/// Returns the newest of all containers that share a name and a sandbox. Runtimes with NRI before
-/// 0.9 do not report the time of creation. Without this time, a running container counts as the
-/// newest, or else the container that was reported last.
+/// Returns the newest container for each name in each sandbox. Runtimes with NRI before 0.9 do not
+/// report the creation time. Without this time, a running container counts as the newest. If no
+/// container runs, the last container in the runtime's report counts as the newest.
 pub(super) fn newest(containers: impl Iterator<Item = api::Container>) -> Vec<api::Container> {
     let age = |container: &api::Container| {
         let runs = matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING));
@@ -82,7 +83,7 @@ pub(super) fn has_ended(container: &api::Container) -> bool {
     matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_STOPPED))
 }
 
-/// Translates a container of the runtime. Invalid data is reported and ignored.
+/// Translates a container that the runtime has reported. Reports invalid data and ignores it.
 pub(super) fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Container {
     let linux = container.linux.get_or_default();
     let resources = linux.resources.get_or_default();
@@ -95,7 +96,7 @@ pub(super) fn translate(pod: &PodSandbox, container: &api::Container, page: Page
     };
     let mut translated = Container {
         id: container.id.clone(),
-        // Names of Kubernetes stay unchanged.
+        // `printable` does not change valid Kubernetes names.
         name: printable(&container.name),
         pod: format!("{}/{}", printable(&pod.namespace), printable(&pod.name)),
         uid,
@@ -136,7 +137,7 @@ pub(super) fn translate(pod: &PodSandbox, container: &api::Container, page: Page
     translated
 }
 
-/// Returns the CPU shares that `resources` asks for, or else `known`.
+/// Returns the CPU shares that `resources` asks for. Returns `known` if `resources` asks for none.
 pub(super) fn shares(resources: &LinuxResources, known: CpuShares) -> CpuShares {
     match resources.cpu.get_or_default().shares.get_or_default().value {
         0 => known,
@@ -144,7 +145,7 @@ pub(super) fn shares(resources: &LinuxResources, known: CpuShares) -> CpuShares 
     }
 }
 
-/// Returns the CPU limit that `resources` asks for, or else `known`.
+/// Returns the CPU limit that `resources` asks for. Returns `known` if `resources` asks for none.
 pub(super) fn cpu(resources: &LinuxResources, known: CpuMax) -> CpuMax {
     let cpu = resources.cpu.get_or_default();
     known.updated(cpu.quota.get_or_default().value, cpu.period.get_or_default().value)

@@ -20,11 +20,12 @@ use crate::state::resolved::Resolved;
 use crate::state::update_phase::UpdatePhase;
 
 impl Service {
-    /// Decides the values of a container that is being updated.
+    /// Decides the values of a container that the runtime is updating.
     ///
     /// # Errors
     ///
-    /// When the update would lower the memory limit so far that the kernel kills the container.
+    /// Fails if the update would lower the memory limit so far that the kernel OOM-kills a process
+    /// of the container.
     pub(super) async fn update(
         &self,
         pod: PodSandbox,
@@ -34,8 +35,9 @@ impl Service {
         let Some(known) = self.known_or_found(&pod, &reported) else { return Ok(Vec::new()) };
         let update = self.state.containers.next_update();
         self.state.containers.on_phase(&known.id, |phase| phase.announce(update));
-        // The runtime does not report a failed update, which leaves values in the files that do not
-        // match the limit. The runtime may also cancel this answer. Therefore schedule a check.
+        // The runtime does not report a failed update. After this, the values in the files may not
+        // match the limit. The runtime may also stop waiting for this answer. Therefore schedule a
+        // check.
         self.enqueue(WorkItem::CheckUpdateLater(known.id.clone(), update));
         let sets_limit = asked_limit(&resources) != 0;
         let mut updated = with_resources(&known, &resources);
@@ -54,7 +56,8 @@ impl Service {
                 Err(refusal) => {
                     let refuse = |phase: &mut UpdatePhase| phase.refuse(update);
                     self.state.containers.on_phase(&known.id, refuse);
-                    // The reconcile task has skipped the container during the attempt.
+                    // The reconcile task has skipped the container during the attempted limit
+                    // decrease.
                     self.enqueue(WorkItem::Container(known.id.clone()));
                     return Err(refusal);
                 }
@@ -75,8 +78,8 @@ impl Service {
         Ok(self.updates_in_reply(&container, &desired_state, &resources, instead))
     }
 
-    /// Returns the known container, or the container as the runtime reports it. Returns `None` if
-    /// the container has ended.
+    /// Returns the known container. If the plugin does not know the container, adds and returns the
+    /// container as the runtime reports it. Returns `None` if the container has ended.
     fn known_or_found(
         &self,
         pod: &PodSandbox,
@@ -88,12 +91,13 @@ impl Service {
         if has_ended(reported) || self.others_of_its_name(&pod.id, reported).next().is_some() {
             return None;
         }
-        // Insert the container, because a limit decrease stores the original memory.high in it.
+        // Add the container now, because a limit decrease stores the original memory.high in the
+        // known container.
         Some(self.state.containers.insert_found(self.found(pod, reported)))
     }
 
-    /// Returns the updates for the reply. `instead` is the limit that the container gets instead of
-    /// the one in `resources`.
+    /// Returns the updates for the reply. `instead` is the limit that replaces the limit in
+    /// `resources`.
     fn updates_in_reply(
         &self,
         container: &Container,
@@ -128,7 +132,7 @@ impl Service {
     }
 }
 
-/// Returns the memory limit that the update asks for; 0 if it asks for none.
+/// Returns the memory limit that the update asks for. Returns 0 if the update asks for none.
 fn asked_limit(resources: &LinuxResources) -> i64 {
     resources.memory.limit.as_ref().map_or(0, |limit| limit.value)
 }
@@ -145,7 +149,7 @@ fn revise(container: &mut Container, updated: &Container, sets_limit: bool) {
     container.unified.clone_from(&updated.unified);
 }
 
-/// Returns the container with the update, except for the memory limit.
+/// Returns the container with all changes of the update except the memory limit.
 fn with_resources(known: &Container, resources: &LinuxResources) -> Container {
     let mut updated = known.clone();
     updated.moment = Moment::Update;
@@ -158,9 +162,9 @@ fn with_resources(known: &Container, resources: &LinuxResources) -> Container {
     updated
 }
 
-/// Returns the values for the reply. The runtime keeps earlier values and sets them again with
-/// every update. So the reply contains all desired values. The reply contains a default only if the
-/// kernel holds another value.
+/// Returns the values for the reply. The runtime stores the values of earlier replies and sets them
+/// again with every update. Therefore the reply contains all desired values. The reply contains the
+/// kernel's default for a file only if the file has another value.
 fn values_in_reply(
     desired_state: &DesiredState,
     resources: &LinuxResources,
@@ -170,12 +174,12 @@ fn values_in_reply(
     KNOBS
         .into_iter()
         .filter_map(|knob| Some((knob, desired_state.value(knob)?)))
-        // Leave the client's values, as at creation. The reconcile task checks them after the
-        // update.
+        // Leave the client's values unchanged, as at the creation. The reconcile task checks the
+        // files after the update.
         .filter(|(knob, _)| !is_claimed(claimed, *knob))
         .filter(|(knob, value)| {
             if claimed.contains_key(knob.file_name()) {
-                // The client's update writes the default.
+                // The client's update writes the kernel's default.
                 return *value != knob.default_value();
             }
             let in_force = || cgroup.and_then(|cgroup| cgroup.read(*knob).ok());
@@ -186,11 +190,12 @@ fn values_in_reply(
 
 /// Returns the updates that set these values.
 ///
-/// The kubelet sends the kernel's defaults with every update. The reply replaces them, so that the
-/// runtime stores the plugin's values. If another plugin has set one of these keys, the runtime
-/// refuses the update. With `ignore_failure`, the runtime skips only this part, and the plugin
-/// writes the values afterwards. (containerd/nri, pkg/adaptation/result.go: updateResources works
-/// on a copy, which counts only if no key is claimed twice.)
+/// The kubelet sends the kernel's defaults with every update. The plugin's reply replaces these
+/// defaults, so that the runtime stores the plugin's values. If another plugin has set one of these
+/// keys, the runtime refuses the update. With `ignore_failure`, the runtime skips only this
+/// plugin's values, and the plugin writes them afterwards. (containerd/nri,
+/// pkg/adaptation/result.go: updateResources changes a copy, and uses the copy only if no two
+/// plugins set the same key.)
 fn reply(
     container: &Container,
     resources: &LinuxResources,

@@ -1,4 +1,5 @@
-//! Writes the desired values of cgroups: parents are raised first, children are lowered first.
+//! Writes the desired values of cgroups. Raises parents before their children, and lowers children
+//! before their parents.
 
 use std::io;
 
@@ -28,9 +29,9 @@ impl FileChange {
     }
 }
 
-/// Maximum number of cgroups that the plugin writes before it answers an event. If all pods
-/// together claim more than the budget, each new or removed pod changes the shares of all other
-/// pods. The reconcile task writes those shares later.
+/// Maximum number of cgroups whose files the plugin writes before it answers an event. If all pods
+/// together need more protection than the budget, each new or removed pod changes the shares of all
+/// other pods. The reconcile task writes those shares later.
 pub(super) const AT_ONCE: usize = 8;
 
 /// Maximum number of quick retries after a failure to write a file. The retries happen within
@@ -38,8 +39,9 @@ pub(super) const AT_ONCE: usize = 8;
 const TRIES: u32 = 10;
 
 impl Levels {
-    /// Writes the levels that an event has changed. The levels above the event's pod are written
-    /// now. The reconcile task writes the shares of the other pods soon.
+    /// Writes the cgroups above containers whose desired values an event has changed. Writes the
+    /// event's pod and the cgroups above it at once. The reconcile task writes the shares of the
+    /// other pods soon afterwards.
     pub(super) fn apply_levels(
         &self,
         state: &mut State,
@@ -56,7 +58,7 @@ impl Levels {
         self.apply_cgroups(state, cgroups);
     }
 
-    /// Writes the desired values of `cgroups`, which the caller passes with parents first.
+    /// Writes the desired values of `cgroups`. The caller lists parents before their children.
     pub(super) fn apply_cgroups(&self, state: &mut State, cgroups: Vec<CgroupPath>) {
         let mut changes = Vec::new();
         for cgroup in cgroups {
@@ -79,7 +81,7 @@ impl Levels {
         self.write(state, changes);
     }
 
-    /// Stops managing a cgroup that has no desired value and holds its original values.
+    /// Stops managing a cgroup that has no desired value and has its original values again.
     pub(super) fn unmanage(&self, state: &mut State, cgroup: &CgroupPath) {
         let Some(in_force) = state.in_force.get(cgroup).copied() else { return };
         if self.wanted(state, cgroup) != [Bytes::ZERO; 2] {
@@ -128,7 +130,7 @@ impl Levels {
         changes.filter(is_due).collect()
     }
 
-    /// Returns the values that the cgroup's `memory.min` and `memory.low` should hold.
+    /// Returns the values that the cgroup's `memory.min` and `memory.low` should have.
     pub(super) fn targets(
         &self,
         state: &State,
@@ -149,8 +151,8 @@ impl Levels {
         })
     }
 
-    /// Writes `changes` in an order in which no child loses protection. The caller passes parents
-    /// first.
+    /// Writes `changes` in an order in which no child loses protection. The caller lists parents
+    /// before their children.
     pub(super) fn write(&self, state: &mut State, changes: Vec<FileChange>) {
         let (raising, mut lowering): (Vec<_>, Vec<_>) =
             changes.into_iter().partition(FileChange::raises);

@@ -18,7 +18,7 @@ use crate::lock;
 /// Result of [`Levels::check`].
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// Next step of the caller.
+    /// Action that the caller must take next.
     pub next: CheckNext,
     /// Incidents to report.
     pub incidents: Vec<Occurrence>,
@@ -29,21 +29,21 @@ pub struct Checked {
 pub enum CheckNext {
     /// The cgroup has its desired values, or the plugin leaves other values in place.
     Settled,
-    /// The cgroup must be checked again after this time.
+    /// The caller must check the cgroup again after this time.
     Again(Duration),
     /// The cgroup no longer exists.
     Gone,
 }
 
-/// Decision about a file that does not hold its desired value.
+/// Decision about a file that does not have its desired value.
 enum FileDecision {
-    /// Write the file. This write is not a repair of another program's change.
+    /// Write the file. The write does not count as a repair of another program's change.
     Write,
     /// Write the file, and report the repair.
     Repair,
-    /// Leave the file for now. Check it again after this time.
+    /// Leave the file unchanged for now. Check the file again after this time.
     Wait(Duration),
-    /// Leave the file, and report that another program keeps changing it.
+    /// Leave the file unchanged, and report that another program keeps changing it.
     GiveUp,
     /// Leave the file.
     Leave,
@@ -106,8 +106,8 @@ impl Levels {
     }
 }
 
-/// Decides what to do about a file. `believed` are the values that the files held at the plugin's
-/// last access. `inode` is the current inode of the cgroup.
+/// Decides what to do about a file. `believed` are the values that the files had when the plugin
+/// last read or wrote them. `inode` is the current inode of the cgroup.
 fn decide(
     state: &mut State,
     change: &FileChange,
@@ -118,8 +118,8 @@ fn decide(
     let FileChange { cgroup, knob, from, to } = change;
     let key = (cgroup.clone(), *knob);
     if state.failing.contains_key(&(cgroup.clone(), Some(*knob))) {
-        // inotify also reports the plugin's own failed write. A report of the plugin's own write
-        // must not cause another retry.
+        // inotify also reports the plugin's own failed write. This report must not cause another
+        // retry.
         return if is_touched { FileDecision::Leave } else { FileDecision::Write };
     }
     let is_from_systemd = |sent: &Protection| {
@@ -146,8 +146,8 @@ fn decide(
     }
 }
 
-/// Returns the incident about a file that another program keeps changing, so that the plugin leaves
-/// the file.
+/// Returns the incident that another program keeps changing a file, and that the plugin therefore
+/// leaves the file unchanged.
 fn contended(state: &State, change: &FileChange) -> Occurrence {
     let &FileChange { ref cgroup, knob, from: observed, to: desired } = change;
     let repairs = state.contention.repairs(&(cgroup.clone(), knob));

@@ -1,8 +1,8 @@
-//! Kind of a level.
+//! Kinds of cgroups above containers.
 
 use serde::{Deserialize, Serialize};
 
-/// Level of a cgroup.
+/// Kind of a cgroup above containers, or of a reserved cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LevelKind {
@@ -12,12 +12,12 @@ pub enum LevelKind {
     Class,
     /// Cgroup of a pod.
     Pod,
-    /// Cgroup beside the pods that the operator named.
+    /// Cgroup outside kubepods that the plugin protects for the system or for Kubernetes.
     Reserved,
 }
 
 impl LevelKind {
-    /// Returns the word for the level.
+    /// Returns the word for this kind.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Kubepods => "kubepods",

@@ -1,4 +1,4 @@
-//! Values that systemd should store for the cgroups that it owns.
+//! Values that systemd should store for the cgroups of its units.
 
 use std::collections::BTreeMap;
 
@@ -19,13 +19,13 @@ const MAX_UNCONFIRMED: usize = 4;
 pub struct PersistentValues {
     /// Protection of the cgroup.
     pub protection: Protection,
-    /// Raised limits. With `Some`, systemd should also store the limits that the files hold.
+    /// Raised limits. With `Some`, systemd should also store the limits that are in the files.
     pub raise: Option<Raise>,
 }
 
 impl PersistentValues {
-    /// Returns the values that replace `older`: this protection, and the raise of `older` if this
-    /// value has none. systemd has not got that raise yet.
+    /// Returns the values that replace `older`: this protection, and the raise of `older` if `self`
+    /// has none. The plugin has not sent the raise of `older` to systemd yet.
     #[must_use]
     pub fn replacing(self, older: Option<Self>) -> Self {
         Self { raise: self.raise.or(older.and_then(|older| older.raise)), ..self }
@@ -33,8 +33,8 @@ impl PersistentValues {
 }
 
 impl Levels {
-    /// Returns the newest value to send to systemd for a cgroup. Remembers that systemd may write
-    /// this value to the files.
+    /// Returns the newest values to send to systemd for a cgroup. Remembers that systemd may write
+    /// these values to the files.
     pub fn begin_call(&self, cgroup: &CgroupPath, values: PersistentValues) -> PersistentValues {
         let newer = lock(&self.lasting).remove(cgroup);
         let values = newer.map_or(values, |newer| newer.replacing(Some(values)));
@@ -58,13 +58,13 @@ impl Levels {
             Ok(set @ (Persistence::Set | Persistence::Unchanged)) => {
                 state.sent_to_systemd.insert(cgroup.clone(), vec![values.protection]);
                 if *set == Persistence::Set {
-                    // systemd has written this value to the files, but the desired value may be
-                    // newer.
+                    // systemd has written these values to the files, but the plugin may desire
+                    // newer values.
                     state.in_force.remove(cgroup);
                     self.apply_cgroups(&mut state, vec![cgroup.clone()]);
                 }
-                // systemd may have written older limits before it received these limits, so raise
-                // the limits again. The plugin has already reported the first raise.
+                // Raise the limits again, because systemd may have written older limits before it
+                // received these limits. The plugin has already reported the first raise.
                 if let Some(raise) = values.raise {
                     let _ = self.raise(&mut state, cgroup, raise);
                 }
@@ -76,8 +76,8 @@ impl Levels {
                     sent.drain(..surplus);
                 }
             }
-            // systemd did not accept this value. systemd may still write earlier values that it did
-            // not confirm.
+            // systemd did not accept these values. systemd may still write earlier values that it
+            // did not confirm.
             Err(_) => {
                 if let Some(sent) = state.sent_to_systemd.get_mut(cgroup) {
                     if let Some(at) = sent.iter().rposition(|one| *one == values.protection) {
@@ -88,12 +88,12 @@ impl Levels {
                     }
                 }
             }
-            // Values in the files do not come from systemd.
+            // The cgroup has no systemd unit, so systemd writes no value to its files.
             Ok(Persistence::NoUnit) => _ = state.sent_to_systemd.remove(cgroup),
         }
     }
 
-    /// Waits for values to send to systemd.
+    /// Waits until there are values to send to systemd, and returns them.
     pub async fn next_lasting(&self) -> BTreeMap<CgroupPath, PersistentValues> {
         loop {
             let changed = self.lasting_changed.notified();
@@ -105,8 +105,9 @@ impl Levels {
         }
     }
 
-    /// Queues the desired values of a cgroup for systemd, if a systemd unit may own the cgroup.
-    /// Ignores the values in the files, because the plugin may be about to repair them.
+    /// Queues the desired values of a cgroup for systemd if the cgroup may belong to a systemd
+    /// unit. Ignores the current values of the files, because the plugin may be about to repair
+    /// them.
     pub(super) fn queue_for_systemd(
         &self,
         state: &State,

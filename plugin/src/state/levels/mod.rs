@@ -1,15 +1,17 @@
-//! Protection of the cgroups above the containers, and of the reserved cgroups outside kubepods.
+//! Protection of the cgroups above containers, and of the reserved cgroups outside kubepods.
 //!
-//! [`Tree`] computes the desired value of each level. This module writes the values to the cgroup
-//! files. A write takes microseconds, so every ancestor cgroup holds its new value before the
-//! plugin answers the event. If systemd owns the cgroup, systemd also gets the value
+//! [`Tree`] computes the desired values of each cgroup above containers from the containers'
+//! protection claims. A protection claim is the protection that a container needs from the cgroups
+//! above it. This module writes the values to the cgroup files. A write takes microseconds, so
+//! every ancestor cgroup has its new values before the plugin answers the event. If the cgroup
+//! belongs to a systemd unit, the plugin also sends the values to systemd
 //! ([`Levels::next_lasting`]).
 //!
-//! The plugin raises parents before their children, and lowers them after their children. No child
-//! loses protection in between.
+//! The plugin raises parents before their children, and lowers parents after their children.
+//! Therefore no child loses protection in between.
 //!
-//! [`Originals`] records the values of a cgroup before the plugin first changes them. The plugin
-//! restores the original values when the cgroup needs no more protection.
+//! [`Originals`] stores the values that a cgroup had before the plugin first changed them. The
+//! plugin restores the original values when the cgroup needs no more protection.
 
 mod apply;
 mod check;
@@ -45,22 +47,23 @@ use crate::state::container::Container;
 use crate::state::originals::Originals;
 use crate::state::settings::Settings;
 
-/// Files that the plugin sets above the containers.
+/// Files that the plugin writes in the cgroups above containers.
 const KNOBS: [Knob; 2] = [Knob::Min, Knob::Low];
 
-/// The cgroups above the containers, and the reserved cgroups.
+/// The cgroups above containers, and the reserved cgroups.
 #[derive(Debug)]
 pub struct Levels {
     root: Arc<CgroupRoot>,
     page_size: PageSize,
     originals: Arc<Mutex<Originals>>,
-    /// Counts for the automatic brake.
+    /// Counts of repairs and conflicts for the automatic brake.
     brake: Arc<Tally>,
     state: Mutex<State>,
-    /// Values to send to systemd, by cgroup. A newer value replaces an older one.
+    /// Values to send to systemd, by cgroup. Newer values replace older ones.
     lasting: Mutex<BTreeMap<CgroupPath, PersistentValues>>,
     lasting_changed: Notify,
-    /// Signal: the shares of pods have changed, or a file needs a quick retry.
+    /// Notification that the pods' shares of the protection have changed, or that a file needs a
+    /// quick retry.
     shares_changed: Notify,
 }
 
@@ -70,7 +73,7 @@ struct State {
     /// Sandboxes of the pods, by sandbox ID.
     sandboxes: HashMap<String, Sandbox>,
     reserved: Vec<Reserved>,
-    /// Last values of the files that the plugin has read or written.
+    /// Values of each cgroup's files when the plugin last read or wrote them.
     in_force: HashMap<CgroupPath, InForce>,
     /// Whether the plugin must not lower any value, because the tree does not contain all
     /// containers yet.
@@ -82,7 +85,7 @@ struct State {
     left: HashMap<(CgroupPath, Knob), (u64, Limit)>,
     raising: Raising,
     /// Limits of pods that the plugin leaves as another program set them, with the inode and the
-    /// desired limit. The limit is in bytes for memory, and in microseconds per second for CPU.
+    /// desired limit. A memory limit is in bytes, and a CPU limit in microseconds per second.
     left_limits: HashMap<(CgroupPath, &'static str), (u64, u64)>,
     /// Repair history of each file. A new desired value does not start a new history, because each
     /// new pod changes the desired value.
@@ -93,19 +96,20 @@ struct State {
     /// Number of synchronizations with the runtime.
     synchronized: u64,
     /// Values that the plugin has sent to systemd: the last confirmed value and the unconfirmed
-    /// values. systemd may write these values to the files later, when another value is desired.
+    /// values. systemd may write these values to the files later, when the plugin desires another
+    /// value.
     sent_to_systemd: HashMap<CgroupPath, Vec<Protection>>,
     /// Origins of the pods' limits, by sandbox ID.
     origins: HashMap<String, Origins>,
-    /// Number of failures to write a file, or to read a cgroup (`None`). The plugin logs only the
-    /// first failure.
+    /// Number of failures for each file that the plugin could not write, and for each cgroup that
+    /// it could not read (`None`). The plugin logs only the first failure.
     failing: HashMap<(CgroupPath, Option<Knob>), u32>,
-    /// Pods with less protection than their claim that the log has already named.
+    /// Pods that get less protection than their containers need, if the log has already named them.
     short: HashSet<CgroupPath>,
     originals_failing: bool,
 }
 
-/// Handling of pod limits below the sum of the containers' limits.
+/// Way in which the plugin handles pod limits below the sum of the containers' limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Raising {
     /// The plugin raises the limits.
@@ -128,14 +132,14 @@ impl Raising {
 }
 
 impl State {
-    /// Returns whether the plugin leaves the file to another program, and `desired` has not changed
-    /// since.
+    /// Returns whether the plugin leaves the file as another program set it, and `desired` has not
+    /// changed since then.
     fn is_left(&self, file: &(CgroupPath, Knob), inode: u64, desired: Limit) -> bool {
         self.left.get(file) == Some(&(inode, desired))
     }
 
-    /// Returns all managed cgroups: the levels of the tree with parents first, then the reserved
-    /// cgroups.
+    /// Returns all managed cgroups: first those of the tree, parents before their children, then
+    /// the reserved cgroups.
     fn cgroups(&self) -> Vec<CgroupPath> {
         let levels = self.tree.levels().into_iter().map(|level| level.cgroup);
         levels.chain(self.reserved.iter().map(|reserved| reserved.cgroup.clone())).collect()
@@ -193,9 +197,9 @@ impl Levels {
         }
     }
 
-    /// Applies new settings: the budget for the protection of all pods, and the reserved cgroups.
-    /// The budget excludes the memory of the reserved cgroups, so the plugin promises no memory
-    /// twice.
+    /// Applies new settings: the reserved cgroups, and the budget, which is the maximum protection
+    /// of all pods together. The budget excludes the memory of the reserved cgroups, so the plugin
+    /// does not protect the same memory twice.
     pub fn set_node(&self, settings: &Settings) {
         let allocatable = settings.node.allocatable;
         let budget = settings.budget();
@@ -228,7 +232,7 @@ impl Levels {
         let mut state = lock(&self.state);
         let levels = state.tree.set_overhead(&sandbox.place, sandbox.protection(policy));
         let pod = sandbox.place.cgroup().clone();
-        // A new pod may have new cgroups, so forget the values of earlier cgroups with the same
+        // A new pod may have new cgroups, so forget the values of former cgroups with the same
         // paths.
         for level in &levels {
             state.in_force.remove(&level.cgroup);
@@ -258,14 +262,14 @@ impl Levels {
             return;
         }
         let levels = state.tree.remove_pod(place.cgroup());
-        // The pod's cgroup lies below the changed levels, so lower its values first.
+        // The pod's cgroup is below the other changed cgroups, so lower the pod's values first.
         self.apply_cgroups(&mut state, vec![place.cgroup().clone()]);
         self.apply_levels(&mut state, levels, None);
     }
 
-    /// Sets a container's claim if `is_current` returns true. `is_current` runs while no other
-    /// thread can set a claim. So the claim of a newer event for the container is never
-    /// overwritten.
+    /// Sets a container's protection claim if `is_current` returns true. While `is_current` runs,
+    /// no other thread can set a claim. Therefore this claim never overwrites the claim from a
+    /// newer event for the container.
     pub fn claim_if(
         &self,
         place: &PodPlace,
@@ -276,13 +280,14 @@ impl Levels {
         self.change_claim(place, id, |_| is_current().then_some(claim));
     }
 
-    /// Raises a container's claim to `claim`. A larger current claim counts until the container's
-    /// new values are verified.
+    /// Raises a container's protection claim to `claim`. A larger current claim stays until the
+    /// plugin has verified the container's new values.
     pub fn claim_at_least(&self, place: &PodPlace, id: &str, claim: Protection) {
         self.claim_at_least_if(place, id, claim, || true);
     }
 
-    /// Raises a container's claim as [`Self::claim_at_least`] does, if `is_current` holds.
+    /// Raises a container's protection claim as [`Self::claim_at_least`] does, if `is_current`
+    /// returns true.
     pub fn claim_at_least_if(
         &self,
         place: &PodPlace,
@@ -293,8 +298,9 @@ impl Levels {
         self.change_claim(place, id, |now| is_current().then(|| claim.max(now)));
     }
 
-    /// Sets a container's claim to what `change` returns for the current claim. `None` changes
-    /// nothing. No other claim can be made while `change` runs.
+    /// Sets a container's protection claim to the claim that `change` returns for the current
+    /// claim. If `change` returns `None`, the claim does not change. While `change` runs, no other
+    /// thread can set a claim.
     fn change_claim(
         &self,
         place: &PodPlace,
@@ -314,7 +320,7 @@ impl Levels {
         container.is_alive(&self.root)
     }
 
-    /// Removes the claim of a container that has ended.
+    /// Removes the protection claim of a container that has ended.
     pub fn release(&self, id: &str) {
         let mut state = lock(&self.state);
         let pod = state.tree.pod_of(id).cloned();

@@ -1,7 +1,7 @@
 //! Raises pod limits that are lower than the sum of the containers' limits.
 //!
-//! The plugin raises a pod limit only if the limit is known to be the sum of its containers'
-//! limits. The plugin never lowers a pod limit, because only the kubelet does so.
+//! The plugin raises a pod limit only if it knows that this limit is the sum of the containers'
+//! limits. The plugin never lowers a pod limit. Only the kubelet does so.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -34,8 +34,8 @@ pub struct LimitRaise {
     pub again: Option<Duration>,
 }
 
-/// A raised limit: file name, value before the raise and value after the raise. In observe mode the
-/// last value is the desired value.
+/// A raised limit: file name, value before the raise and value after the raise. In observe mode,
+/// the value after the raise is the value that the plugin would write.
 type RaisedFile = (&'static str, String, String);
 
 /// A file with a pod's limit.
@@ -60,7 +60,8 @@ impl PodEvidence<'_> {
         is_low(&self.memory, origins.memory) || is_low(&self.cpu, origins.cpu)
     }
 
-    /// Returns the limits that the pod needs. Includes only limits that are a sum.
+    /// Returns the limits that the pod needs. Includes only limits that are the sum of the
+    /// containers' limits.
     fn needed(&self, origins: &Origins) -> Raise {
         let needed =
             |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
@@ -74,7 +75,8 @@ impl PodEvidence<'_> {
 impl Levels {
     /// Raises the limits of a pod before one of its containers gets its own limits. The new pod
     /// limits are the sum of the containers' limits. `is_touched` is true if inotify has reported
-    /// another program's write to `memory.max`. Repeated raises then back off.
+    /// another program's write to `memory.max`. In this case, the plugin waits longer before each
+    /// further raise.
     pub fn raise_limits(
         &self,
         container: &Container,
@@ -88,7 +90,7 @@ impl Levels {
         let state = &mut *guard;
         let (memory_in_force, cpu_in_force) = match self.limits(path) {
             Ok(in_force) => in_force,
-            // The pod's cgroup may not exist before the pod's first container.
+            // The pod's cgroup may not exist until the runtime creates the pod's first container.
             Err(CgroupError::Gone(_)) => (None, None),
             Err(error) => {
                 cannot_raise(container, path, &error);
@@ -97,8 +99,8 @@ impl Levels {
         };
         let evidence = self.pod_evidence(state, container, pod, memory_in_force, cpu_in_force);
         let origins = update_origins(state, container, &evidence);
-        // A Guaranteed pod requests as much as its limit. So its limit bounds the claim, even if
-        // the origin of the limit is unknown.
+        // A Guaranteed pod requests as much as its limit. Therefore the pod needs no more
+        // protection than its limit, even if the origin of the limit is unknown.
         let is_all_requested =
             place.class() == QosClass::Guaranteed && origins.memory == Origin::Unknown;
         let overhead = Bytes::new(evidence.memory.overhead);
@@ -213,9 +215,9 @@ impl Levels {
         }
     }
 
-    /// Decides whether the plugin may raise a pod's limit to `desired`. If another program has
-    /// lowered the limit, repeated raises back off and then stop. Returns `Err` with the waiting
-    /// time if a later attempt is useful.
+    /// Decides whether the plugin may raise a pod's limit to `desired`. If another program keeps
+    /// lowering the limit, the plugin waits longer before each raise, and finally stops. Returns
+    /// `Err` with the waiting time if a later attempt is useful.
     fn may_raise(
         &self,
         state: &mut State,
@@ -260,7 +262,7 @@ impl Levels {
     }
 
     /// Returns whether the plugin has raised the file to a value for which `is_it` returns true. If
-    /// the file holds a lower value now, another program has lowered the limit.
+    /// the file now has a lower value, another program has lowered the limit.
     fn was_raised<V: FromStr>(&self, file: &LimitFile, is_it: impl Fn(V) -> bool) -> bool {
         let (pod, file) = file;
         let Ok(inode) = self.root.cgroup(pod).and_then(|cgroup| cgroup.inode()) else {
@@ -286,7 +288,7 @@ impl Levels {
         Ok((cgroup.read(Knob::Max)?.bytes(), cpu))
     }
 
-    /// Returns whether the pod of this sandbox is known to have a pod-level memory limit.
+    /// Returns whether the plugin knows that the pod of this sandbox has a pod-level memory limit.
     pub fn has_own_memory_limit(&self, sandbox: &str) -> bool {
         lock(&self.state)
             .origins
@@ -294,8 +296,8 @@ impl Levels {
             .is_some_and(|origins| matches!(origins.memory, Origin::Own(_)))
     }
 
-    /// Raises a pod's limits. Returns the raised files, even if the plugin could not write another
-    /// file.
+    /// Raises a pod's limits. Returns the files that the plugin has raised, even if it failed to
+    /// write another file.
     pub(super) fn raise(
         &self,
         state: &mut State,
@@ -369,12 +371,13 @@ impl Levels {
         Ok(())
     }
 
-    /// Returns the limits of pods that the plugin has raised.
+    /// Returns the pod limits that the plugin has raised.
     pub fn raised_limits(&self) -> Vec<RaisedLimit> {
         lock(&self.originals).raised_limits().to_vec()
     }
 
-    /// Makes systemd store the limits in the cgroup's files, if systemd owns the cgroup.
+    /// Queues the current limits of the cgroup's files for systemd, if the cgroup may belong to a
+    /// systemd unit.
     pub fn make_limits_last(&self, cgroup: &CgroupPath) {
         let state = lock(&self.state);
         if let Ok(in_force) = self.root.cgroup(cgroup).and_then(|open| InForce::read(&open)) {
@@ -383,8 +386,8 @@ impl Levels {
     }
 }
 
-/// Updates the origins of a pod's limits. Logs once per pod that the plugin leaves a low limit of
-/// unknown origin.
+/// Updates the origins of a pod's limits. If the plugin leaves a low limit because its origin is
+/// unknown, logs this once per pod.
 fn update_origins(state: &mut State, container: &Container, evidence: &PodEvidence<'_>) -> Origins {
     let PodEvidence { memory, cpu } = evidence;
     let before = state.origins.get(&container.sandbox).copied().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Answers questions about the levels: their cgroups, values and kinds.
+//! Queries about the managed cgroups: their paths, values and kinds.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -19,8 +19,8 @@ impl Levels {
         lock(&self.state).cgroups()
     }
 
-    /// Returns all managed cgroups with their values and kinds. Among the cgroups of pods, parents
-    /// come first.
+    /// Returns all managed cgroups with their values and kinds. The cgroups above containers come
+    /// first, parents before their children. The reserved cgroups follow.
     pub fn levels(&self) -> Vec<(Level, LevelKind)> {
         self.levels_of(&lock(&self.state))
     }
@@ -48,8 +48,8 @@ impl Levels {
     }
 
     /// Returns the values that the cgroups would have in enforce mode, in the order of
-    /// [`Self::levels`]. `claims` are the claims of all containers. Each claim has the pod's place
-    /// and the container ID.
+    /// [`Self::levels`]. `claims` are the protection claims of all containers. Each claim comes
+    /// with the container's ID and the position of its pod in the cgroup hierarchy.
     pub fn planned_levels<'c>(
         &self,
         settings: &Settings,
@@ -75,7 +75,7 @@ impl Levels {
         self.levels_of(&planned)
     }
 
-    /// Returns the cgroup of all pods, if the runtime has reported a pod.
+    /// Returns the cgroup of all pods. Returns `None` if the runtime has reported no pod.
     pub fn kubepods(&self) -> Option<CgroupPath> {
         lock(&self.state).tree.kubepods().cloned()
     }
@@ -86,13 +86,13 @@ impl Levels {
         is_ours(&state.tree, &state.reserved, cgroup)
     }
 
-    /// Returns the reserved cgroups, which lie outside kubepods.
+    /// Returns the reserved cgroups, which are outside kubepods.
     pub fn reserved(&self) -> Vec<CgroupPath> {
         lock(&self.state).reserved.iter().map(|reserved| reserved.cgroup.clone()).collect()
     }
 
-    /// Returns whether the cgroup is a reserved cgroup, named in the configuration or chosen by
-    /// `nodeGuard`.
+    /// Returns whether the cgroup is a reserved cgroup. The configuration names the reserved
+    /// cgroups, or the node guard chooses one.
     pub fn is_reserved(&self, cgroup: &CgroupPath) -> bool {
         lock(&self.state).reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
     }

@@ -7,7 +7,7 @@ use plimsoll_core::requests;
 use plimsoll_core::requests::annotation::Overrides;
 use plimsoll_core::units::Bytes;
 
-/// Proven origins of a pod's limits.
+/// Origins of a pod's limits, as far as the plugin has proof.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Origins {
     pub(super) memory: Origin,
@@ -17,8 +17,8 @@ pub(super) struct Origins {
 }
 
 impl Origins {
-    /// Returns the maximum claim of the pod: its pod-level memory limit plus its overhead. Returns
-    /// `None` if the pod is not known to have a pod-level limit.
+    /// Returns the maximum protection that the pod can need: its pod-level memory limit plus its
+    /// overhead. Returns `None` unless the plugin knows that the pod has a pod-level memory limit.
     pub(super) fn cap(&self, overhead: Bytes) -> Option<Bytes> {
         match self.memory {
             Origin::Own(own) => Some(Bytes::new(own).saturating_add(overhead)),
@@ -27,7 +27,7 @@ impl Origins {
     }
 }
 
-/// Sandbox of a pod. The plugin keeps it as long as the runtime has the sandbox.
+/// Sandbox of a pod. The plugin keeps this data as long as the runtime has the sandbox.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
     /// ID of the sandbox in the runtime.

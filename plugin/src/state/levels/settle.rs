@@ -1,5 +1,5 @@
-//! Writes all levels once the plugin knows every container, forgets removed cgroups, and reports
-//! shortfalls.
+//! Writes all managed cgroups once the plugin knows every container. Forgets removed cgroups, and
+//! reports pods with less protection than they need.
 
 use std::collections::HashSet;
 
@@ -14,17 +14,17 @@ use crate::cgroup::CgroupError;
 use crate::lock;
 use crate::state::originals::Target;
 
-/// Maximum number of pods that one report of shortfalls names.
+/// Maximum number of pods that one report about missing protection names.
 const NAMED: usize = 20;
 
 impl Levels {
-    /// Writes the desired values of all levels. Restores the original values of cgroups that the
-    /// plugin has changed earlier and no longer manages.
+    /// Writes the desired values of all managed cgroups. Restores the original values of cgroups
+    /// that the plugin has changed but no longer manages.
     ///
-    /// The caller has examined all containers. Removes the claims of unknown containers.
-    /// `synchronized` is the result of [`Levels::synchronized`] before the examination. Does
-    /// nothing without a synchronization or after a newer synchronization, because the caller then
-    /// does not know all containers.
+    /// Must be called after the examination of all containers. Removes the protection claims of
+    /// unknown containers. `synchronized` is the result of [`Levels::synchronized`] before the
+    /// examination. Does nothing if there was no synchronization yet, or if there is a newer one.
+    /// In both cases, the caller does not know all containers.
     ///
     /// Event handlers can take the lock between two batches of cgroups.
     pub fn settle(&self, is_known: impl Fn(&str) -> bool, policy: &Policy, synchronized: u64) {
@@ -33,7 +33,7 @@ impl Levels {
             let state = lock(&self.state);
             (state.synchronized == synchronized).then_some(state)
         };
-        // Raise all values first, parents first.
+        // First raise all values, parents before their children.
         for batch in cgroups.chunks(AT_ONCE) {
             let Some(mut state) = current() else { return };
             self.apply_cgroups(&mut state, batch.to_vec());
@@ -41,7 +41,7 @@ impl Levels {
         let Some(mut state) = current() else { return };
         state.hold = false;
         drop(state);
-        // Then lower values, children first.
+        // Then lower values, children before their parents.
         for batch in cgroups.rchunks(AT_ONCE) {
             let Some(mut state) = current() else { return };
             self.apply_cgroups(&mut state, batch.to_vec());
@@ -51,8 +51,8 @@ impl Levels {
         }
     }
 
-    /// Brings the tree up to date. Returns the cgroups to write. From then on, the plugin lowers no
-    /// value until [`Levels::settle`] has raised all values.
+    /// Brings the tree up to date. Returns the cgroups to write. After this call, the plugin lowers
+    /// no value until [`Levels::settle`] has raised all values.
     fn begin_settling(
         &self,
         is_known: impl Fn(&str) -> bool,
@@ -126,8 +126,8 @@ impl Levels {
         self.complain(state, kept);
     }
 
-    /// Writes the desired values of all managed cgroups in batches. Then reports the pods whose
-    /// protection has fallen below their claims, and the pods that have their full claims again.
+    /// Writes the desired values of all managed cgroups in batches. Then reports the pods that now
+    /// get less protection than they need, and the pods that get all of it again.
     pub async fn share(&self) {
         for cgroups in self.cgroups().chunks(AT_ONCE) {
             self.apply_cgroups(&mut lock(&self.state), cgroups.to_vec());
@@ -165,7 +165,7 @@ impl Levels {
         state.short = short;
     }
 
-    /// Waits until the shares of pods have changed, or a file needs a quick retry.
+    /// Waits until the pods' shares of the protection have changed, or a file needs a quick retry.
     pub async fn shares_changed(&self) {
         self.shares_changed.notified().await;
     }

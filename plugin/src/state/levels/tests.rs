@@ -1,4 +1,4 @@
-//! Tests of the levels with a double of systemd.
+//! Tests of the managed cgroups with a test double of systemd.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -161,7 +161,7 @@ async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_e
         arranged.claim(newer);
         assert_eq!(arranged.min(), bytes(newer));
         writes.add_permits(1);
-        // Only the second round checks the file as the watch does. The plugin may not have
+        // Only the second round checks the file as after an inotify event. The plugin may not have
         // handled systemd's answer yet.
         if index == 2 {
             arranged.until("late", || arranged.min() != bytes(newer)).await;

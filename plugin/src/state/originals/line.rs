@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{RaisedLimit, Target, Values};
 
-/// Line of the file.
+/// One line of the file.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Line {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -26,13 +26,14 @@ pub(super) struct Line {
     /// Whether the target has its original values again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) restored: bool,
-    /// `memory.high` before a limit decrease lowered it.
+    /// Value of `memory.high` before a limit decrease lowered it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) during_decrease: Option<String>,
     /// Whether `memory.high` has its desired value again after a limit decrease.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) decrease_over: bool,
-    /// Name of the file of a raised limit. `from` and `to` are the old and the new value.
+    /// Name of the file whose limit the plugin has raised. `from` is the old value, and `to` the
+    /// new value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) raised: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

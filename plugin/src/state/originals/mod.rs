@@ -1,8 +1,9 @@
-//! Original values of files before the plugin changed them. A file stores the values, so that they
-//! survive a crash of the plugin.
+//! Values that cgroup files had before the plugin changed them. The plugin stores these original
+//! values in a file, so that they survive a crash of the plugin.
 //!
-//! The file has one line of JSON for each container or cgroup. The plugin appends the line before
-//! its first change. The file is below `/run`, so a reboot removes both the file and the cgroups:
+//! Each line of the file is a JSON object about one target: a container or a cgroup. The plugin
+//! appends the original values of a target before it first changes the target. The file is below
+//! `/run`, so a reboot removes both the file and the cgroups. Examples:
 //!
 //! ```json
 //! {"cgroup":"kubepods.slice","inode":4242,"memory.min":"0","memory.low":"0"}
@@ -11,23 +12,25 @@
 //! {"cgroup":"kubepods/pod1","inode":4243,"raised":"memory.max","from":"1048576","to":"2097152"}
 //! ```
 //!
-//! A line with `during_decrease` has the `memory.high` from before a limit decrease lowered it. If
-//! the plugin is killed during the decrease, the next process restores this value. A line with
-//! `"decrease_over":true` cancels the line.
+//! A line with `during_decrease` has the value of `memory.high` before a limit decrease lowered it.
+//! If the plugin is killed during the decrease, the next plugin process restores this value. A
+//! later line with `"decrease_over":true` cancels this line.
 //!
-//! A line with `raised` is about a raised limit of a pod. The plugin never restores this limit,
-//! because a limit decrease could kill. The line only serves reports.
+//! A line with `raised` is about a pod limit that the plugin has raised. The plugin never restores
+//! this limit, because a limit decrease could OOM-kill a process. The plugin uses the line only for
+//! reports.
 //!
-//! A line with `"restored":true` cancels the earlier lines of its target. The file still keeps the
-//! originals of cgroups above containers, because systemd may have drop-ins for them. Only
-//! `plimsoll restore` removes these drop-ins.
+//! A line with `"restored":true` cancels the earlier lines about the same target. The file still
+//! keeps the original values of cgroups above containers, because systemd may have drop-ins for
+//! these cgroups. Only `plimsoll restore` removes these drop-ins.
 //!
-//! A line from before the creation of a container has only the values that the runtime's client
-//! asked for. Each missing value was the kernel's default.
+//! If the plugin wrote a line before the container's creation, the line has only the values that
+//! the runtime's client asked for. For each missing value, the original value is the kernel's
+//! default.
 //!
-//! A crash can leave an incomplete line. The plugin ignores the incomplete line, because it had not
-//! made the change yet. The plugin counts and keeps any other unreadable line. A target without a
-//! line was never changed.
+//! A crash can leave an incomplete line. The plugin ignores this line, because the plugin had not
+//! changed the target yet. The plugin counts and keeps every complete line that it cannot
+//! interpret. If no line is about a target, the plugin has never changed this target.
 
 mod line;
 mod record;
@@ -50,20 +53,22 @@ pub const DIRECTORY: &str = "run/plimsoll";
 /// Name of the file in [`DIRECTORY`].
 const FILE: &str = "originals";
 
-/// Number of lines beyond twice the needed lines, after which the plugin rewrites the file.
+/// Number of lines by which the file may exceed twice its needed lines before the plugin rewrites
+/// it.
 const SLACK: usize = 1000;
 
-/// All recorded values, with the file that holds them.
+/// All original values and raised limits, with the file that stores them.
 #[derive(Debug)]
 pub struct Originals {
     path: PathBuf,
     known: HashMap<Target, Values>,
     raised: Vec<RaisedLimit>,
-    /// `memory.high` before a limit decrease lowered it, by container ID.
+    /// Value of `memory.high` before a limit decrease lowered it, by container ID.
     decreasing: HashMap<String, Limit>,
-    /// Cgroups above containers that have their original values again, with these values.
+    /// Cgroups above containers whose original values the plugin has restored, with these values.
     former: HashMap<Target, Values>,
-    /// Unreadable lines. A line may be about a target that the plugin has changed.
+    /// Complete lines that the plugin cannot interpret. Each may be about a target that the plugin
+    /// has changed.
     unreadable: Vec<Vec<u8>>,
     file: Option<File>,
     lines: usize,
@@ -72,8 +77,8 @@ pub struct Originals {
 }
 
 impl Originals {
-    /// Loads the recorded values on the node whose file system is at `host`. Does not create the
-    /// file. The first record creates it.
+    /// Loads the stored values of the node whose file system is at `host`. Does not create the
+    /// file, because the first appended line creates it.
     ///
     /// # Errors
     ///
@@ -100,7 +105,8 @@ impl Originals {
         Ok(originals)
     }
 
-    /// Applies a line. Returns whether the line has a known form.
+    /// Applies a line of the file to the values in memory. Returns whether the plugin can interpret
+    /// the line.
     fn note(&mut self, line: Line) -> bool {
         if line.raised.is_some() {
             return line.read_raised().map(|limit| self.note_raised(limit)).is_some();
@@ -121,7 +127,7 @@ impl Originals {
         true
     }
 
-    /// Marks a target as not changed. Returns whether it was changed before.
+    /// Marks a target as unchanged. Returns whether the target counted as changed before.
     fn leave(&mut self, target: &Target) -> bool {
         let Some(values) = self.known.remove(target) else { return false };
         if matches!(target, Target::Cgroup(..)) {
@@ -130,8 +136,8 @@ impl Originals {
         true
     }
 
-    /// Returns the cgroups above containers that have their original values again: path, inode and
-    /// original values. systemd may still have drop-ins for these cgroups.
+    /// Returns the cgroups above containers whose original values the plugin has restored: path,
+    /// inode and original values. systemd may still have drop-ins for these cgroups.
     pub fn former(&self) -> impl Iterator<Item = (&CgroupPath, u64, Values)> {
         self.former.iter().filter_map(|(target, values)| match target {
             Target::Cgroup(path, inode) => Some((path, *inode, *values)),
@@ -139,8 +145,8 @@ impl Originals {
         })
     }
 
-    /// Returns the number of unreadable lines, without the incomplete lines of a crash. The targets
-    /// of unreadable lines are unknown.
+    /// Returns the number of complete lines that the plugin cannot interpret. The targets of these
+    /// lines are unknown.
     pub fn unreadable(&self) -> usize {
         self.unreadable.len()
     }
@@ -160,8 +166,8 @@ impl Originals {
         }
     }
 
-    /// Returns the raised limits of pods. [`Originals::retain`] removes the limits of pods that are
-    /// gone.
+    /// Returns the raised limits of pods. [`Originals::retain`] removes the entries of pods that no
+    /// longer exist.
     pub fn raised_limits(&self) -> &[RaisedLimit] {
         &self.raised
     }
@@ -170,7 +176,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. Only the memory then has the record.
+    /// Fails if the file cannot be written. Only the plugin's memory then has the change.
     pub fn remember_raised(&mut self, limit: RaisedLimit) -> io::Result<()> {
         let line = json(&Line::of_raised(&limit))?;
         self.note_raised(limit);
@@ -196,17 +202,17 @@ impl Originals {
         Some(())
     }
 
-    /// Returns the `memory.high` of a container before a limit decrease lowered it. Returns `None`
-    /// without a decrease.
+    /// Returns the value of a container's `memory.high` before a limit decrease lowered it. Returns
+    /// `None` if no decrease is under way.
     pub fn high_during_decrease(&self, id: &str) -> Option<Limit> {
         self.decreasing.get(id).copied()
     }
 
-    /// Records the `memory.high` of a container before a limit decrease lowers it.
+    /// Records the value of a container's `memory.high`, before a limit decrease lowers it.
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. The value is then recorded only in memory.
+    /// Fails if the file cannot be written. Only the plugin's memory then has the value.
     pub fn begin_decrease(&mut self, id: &str, high: Limit) -> io::Result<()> {
         if self.decreasing.get(id) == Some(&high) {
             return Ok(());
@@ -219,7 +225,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. The value is then forgotten only in memory.
+    /// Fails if the file cannot be written. The plugin then forgets the value only in its memory.
     pub fn end_decrease(&mut self, id: &str) -> io::Result<()> {
         if self.decreasing.remove(id).is_none() {
             return Ok(());
@@ -227,7 +233,8 @@ impl Originals {
         self.append(&json(&Line::of_ended_decrease(id))?)
     }
 
-    /// Returns the original values of a target. Returns `None` if it was never changed.
+    /// Returns the original values of a target. Returns `None` if the target does not count as
+    /// changed.
     pub fn get(&self, target: &Target) -> Option<Values> {
         self.known.get(target).copied()
     }
@@ -242,7 +249,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. Only the memory then has the values.
+    /// Fails if the file cannot be written. Only the plugin's memory then has the values.
     pub fn remember(&mut self, target: Target, values: Values) -> io::Result<()> {
         if self.known.contains_key(&target) {
             return Ok(());
@@ -258,7 +265,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. Only the memory then has the record.
+    /// Fails if the file cannot be written. Only the plugin's memory then has the change.
     pub fn restored(&mut self, target: &Target) -> io::Result<()> {
         if !self.leave(target) {
             return Ok(());
@@ -268,13 +275,13 @@ impl Originals {
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         self.lines += 1;
-        // Memory has the records of all lines that could not be written, and the record of this
-        // line.
+        // The plugin's memory has the content of this line, and of all lines that could not be
+        // written.
         let result = if self.is_behind { self.rewrite() } else { self.write(line) };
         self.is_behind = result.is_err();
         if result.is_err() {
-            // The file may now end with an incomplete line, or lie on a file system that another
-            // mount hides. So open the file again for the next line.
+            // Open the file again for the next line. The file may now end with an incomplete line,
+            // or may be on a file system that another mount hides.
             self.file = None;
         }
         result
@@ -316,7 +323,7 @@ impl Originals {
         result
     }
 
-    /// Returns the number of lines that a rewritten file has.
+    /// Returns the number of lines that the file would have after a rewrite.
     fn needed(&self) -> usize {
         let cgroups = 2 * self.former.len() + self.raised.len();
         self.known.len() + cgroups + self.decreasing.len() + self.unreadable.len()

@@ -1,4 +1,4 @@
-//! What is recorded: targets, their original values, and raised limits.
+//! Content of the file with the original values: targets, their original values, and raised limits.
 
 use std::collections::HashMap;
 
@@ -11,14 +11,14 @@ use crate::cgroup::{Cgroup, CgroupError};
 /// Container or cgroup whose values the plugin changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// Container, by its ID. An ID is never used again.
+    /// Container, identified by its ID. A runtime never uses an ID again.
     Container(String),
-    /// Cgroup, by its path and inode. The inode distinguishes it from another cgroup with the same
-    /// path.
+    /// Cgroup, identified by its path and inode. The inode distinguishes the cgroup from a later
+    /// cgroup with the same path.
     Cgroup(CgroupPath, u64),
 }
 
-/// Original values. `None` is the kernel's default.
+/// Original values of one target. `None` means the kernel's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Values {
     /// `memory.min`.
@@ -30,8 +30,8 @@ pub struct Values {
 }
 
 impl Values {
-    /// Returns the values that a `unified` map of OCI asks for. Values that cannot be parsed and
-    /// the kernel's defaults are left out.
+    /// Returns the values that a `unified` map of OCI asks for. Leaves out the kernel's defaults,
+    /// and values that the plugin cannot parse.
     pub fn of_unified(unified: &HashMap<String, String>) -> Self {
         let value = |knob: Knob| {
             let value = unified.get(knob.file_name())?.parse().ok()?;
@@ -56,14 +56,15 @@ impl Values {
         Knob::ALL.into_iter().filter_map(value).collect()
     }
 
-    /// Returns the protection of these values. A value of `max` counts as 0, because it cannot be
-    /// summed.
+    /// Returns the protection by these values of `memory.min` and `memory.low`. The value `max`
+    /// counts as 0, because a sum cannot contain `max`.
     pub fn protection(&self) -> Protection {
         let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
         Protection { min: bytes(self.min), low: bytes(self.low) }
     }
 
-    /// Returns the value of a file. `memory.max` is not recorded here, so its result is `None`.
+    /// Returns the value of a file. Returns `None` for `memory.max`, which this type does not
+    /// contain.
     pub fn get(&self, knob: Knob) -> Option<Limit> {
         match knob {
             Knob::Min => self.min,
@@ -74,12 +75,13 @@ impl Values {
     }
 }
 
-/// A pod's limit that the plugin raised. The limit stays raised.
+/// A pod limit that the plugin has raised and never lowers again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RaisedLimit {
     /// Cgroup of the pod.
     pub cgroup: CgroupPath,
-    /// Inode of the cgroup, which distinguishes it from another cgroup with the same path.
+    /// Inode of the cgroup. The inode distinguishes the cgroup from a later cgroup with the same
+    /// path.
     pub inode: u64,
     /// Name of the file.
     pub file: String,

@@ -25,7 +25,7 @@ impl UpdatePhase {
         self.outdate();
     }
 
-    /// The plugin has accepted an announced update and knows its limits.
+    /// The plugin has accepted an announced update and knows the update's limits.
     pub fn accept(&mut self, id: UpdateId, sets_limit: bool) {
         if let Update::Announced { id: announced, is_accepted, .. } = &mut self.update
             && *announced == id
@@ -69,7 +69,7 @@ impl UpdatePhase {
     }
 
     /// The runtime has not reported the end of this update in time. Returns whether the plugin was
-    /// still waiting for it.
+    /// still waiting for this report.
     pub fn give_up(&mut self, id: UpdateId) -> bool {
         let is_pending =
             matches!(self.update, Update::Announced { id: announced, .. } if announced == id);
@@ -83,7 +83,8 @@ impl UpdatePhase {
 
 /// Events of limit decreases and of the plugin's requests.
 impl UpdatePhase {
-    /// A limit decrease is about to lower `memory.high` from `high`. Returns whether it may do so.
+    /// A limit decrease is about to lower `memory.high` from `high`. Returns whether the phase
+    /// allows this decrease.
     pub fn begin_decrease(&mut self, by: Party, high: Limit) -> bool {
         if by == Party::Plugin {
             if !self.may_check() || self.update != Update::Ended(UpdateResult::ReadBack) {
@@ -91,7 +92,7 @@ impl UpdatePhase {
             }
             self.request = Request::Prepared;
         }
-        // The file may still hold the lowered value of an earlier decrease.
+        // The file may still have the lowered value of an earlier decrease.
         self.high.original.get_or_insert(high);
         self.is_lowered = true;
         self.is_lowered_during_request =
@@ -108,8 +109,9 @@ impl UpdatePhase {
         }
     }
 
-    /// The plugin is about to request a limit. The plugin chose the limit when the container's
-    /// limit had this origin. `is_prepared` says that the limit is a prepared decrease.
+    /// The plugin is about to request a limit. `origin` is the origin of the container's limit at
+    /// the time when the plugin chose the new limit. `is_prepared` says whether the new limit is a
+    /// decrease that the plugin has prepared.
     pub fn begin_limit_request(
         &mut self,
         origin: LimitOrigin,
@@ -145,8 +147,8 @@ impl UpdatePhase {
         has_limit
     }
 
-    /// The runtime has handled the plugin's request, or the plugin has not sent it. `was_sent` says
-    /// whether the runtime has accepted the values.
+    /// The runtime has handled the plugin's request, or the plugin has not sent the request.
+    /// `was_sent` says whether the runtime has accepted the values.
     pub fn answered(&mut self, was_sent: bool) {
         let is_lowered_since = std::mem::take(&mut self.is_lowered_during_request);
         if was_sent && self.request != Request::Prepared {
@@ -177,14 +179,14 @@ impl UpdatePhase {
         self.is_in_files_only = true;
     }
 
-    /// The plugin has released the container from the policy's `memory.high`, or has raised the
-    /// released value again.
+    /// The plugin has released the container from throttling at the policy's `memory.high`, or has
+    /// raised `memory.high` further after the release.
     pub fn release(&mut self, high: Limit) {
         self.high.released = Some(high);
         self.outdate();
     }
 
-    /// The plugin has ended the release.
+    /// The plugin has ended the container's release from throttling.
     pub fn end_release(&mut self) {
         if self.high.released.take().is_some() {
             self.outdate();
@@ -199,13 +201,13 @@ impl UpdatePhase {
         self.is_written = true;
     }
 
-    /// The plugin has given up the values that it wrote.
+    /// The plugin no longer tries to read back the values that it wrote.
     pub fn give_up_values(&mut self) {
         self.is_written = false;
     }
 
     /// The plugin has read back the limits after the update. `is_adopted` says whether the plugin
-    /// has adopted another memory limit than the container should have.
+    /// has adopted a memory limit that differs from the limit that the container should have.
     pub fn limits_read_back(&mut self, is_adopted: bool) {
         if matches!(self.update, Update::Ended(_)) {
             self.is_limit_unstored |= is_adopted;
@@ -214,7 +216,8 @@ impl UpdatePhase {
         }
     }
 
-    /// The plugin has found `values` in all files. Returns whether it had written some of them.
+    /// The plugin has found `values` in all files. Returns whether the plugin had written some of
+    /// these values.
     pub fn settle(&mut self, values: StoredValues) -> bool {
         self.high.original = None;
         self.stored = (!self.is_in_files_only).then_some(values);
@@ -222,24 +225,26 @@ impl UpdatePhase {
         std::mem::take(&mut self.is_written)
     }
 
-    /// The runtime gets the original values of a container that the plugin no longer manages.
+    /// The plugin begins to send the runtime the original values of a container that it no longer
+    /// manages.
     pub fn begin_unmanaging(&mut self) {
         self.is_unmanaged = true;
     }
 
-    /// The runtime did not get the original values, or the runtime got them and the plugin forgets
-    /// the container. Returns whether the plugin had begun to send them.
+    /// Either the runtime did not get the original values, or the runtime got them and the plugin
+    /// forgets the container. Returns whether the plugin had begun to send the original values.
     pub fn end_unmanaging(&mut self) -> bool {
         std::mem::take(&mut self.is_unmanaged)
     }
 
-    /// The container's cgroup is gone.
+    /// The container's cgroup no longer exists.
     pub fn lose_cgroup(&mut self) {
         (self.stored, self.is_written, self.is_unmanaged) = (None, false, false);
     }
 
     /// The runtime has reported the container again after a reconnection. `is_same_request` says
-    /// whether the user still asks for the same limit. `former` is the phase before.
+    /// whether the user still asks for the same limit. `former` is the phase before the
+    /// reconnection.
     pub fn reconnect(former: &Self, is_same_request: bool) -> Self {
         let mut phase = *former;
         phase.limit_set_by = UpdateId::CREATION;
@@ -257,14 +262,15 @@ impl UpdatePhase {
         phase
     }
 
-    /// The plugin was restarted, perhaps during a limit decrease. `original` is the recorded
-    /// `memory.high` from before the decrease.
+    /// The plugin was restarted, perhaps during a limit decrease. `original` is the stored value of
+    /// `memory.high` before the decrease.
     pub fn restart(original: Option<Limit>) -> Self {
         let high = HighOverride { original, released: None };
         Self { high, is_lowered: original.is_some(), ..Self::default() }
     }
 
-    /// The plugin has inserted the container as the one with this number.
+    /// The plugin has added the container to its known containers. `number` is the number of this
+    /// insertion.
     pub fn insert(&mut self, number: u64) {
         self.insertion = number;
     }

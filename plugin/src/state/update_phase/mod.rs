@@ -1,13 +1,14 @@
 //! State machine of a container's updates.
 //!
-//! [`UpdatePhase`] knows the user's newest update, the plugin's own request to the runtime and the
+//! [`UpdatePhase`] stores the user's newest update, the plugin's own request to the runtime and the
 //! temporary values of `memory.high`. The type is pure: each event is one method without I/O. Other
 //! methods say what the plugin may do now.
 //!
 //! Two parties change a container's limits through the runtime: the user and the plugin. The
-//! runtime announces an update of the user, applies it and reports the end. It reports neither a
-//! failure nor the order in which it handles an update of the user and a request of the plugin.
-//! Therefore the plugin reads the files after each update and each own request.
+//! runtime announces an update of the user, applies it and reports the end. The runtime reports
+//! neither failed updates nor the order in which it handles the user's updates and the plugin's
+//! requests. Therefore the plugin reads the files after each update and after each of its own
+//! requests.
 
 mod events;
 mod phase;

@@ -1,16 +1,17 @@
-//! The phase of a container's updates, and queries about the actions that it allows.
+//! The phase of a container's updates, and queries about the actions that this phase allows.
 
 use plimsoll_core::units::{Knob, Limit};
 use tokio::time::Instant;
 
 use plimsoll_core::policy::KNOBS;
 
-/// Identifier of an update of the user. Newer updates have larger identifiers.
+/// Identifier of a user's update. Newer updates have larger identifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UpdateId(u64);
 
 impl UpdateId {
-    /// The creation of the container, or the synchronization with the runtime.
+    /// Identifier for a limit from the creation of the container, or from the synchronization with
+    /// the runtime.
     pub const CREATION: Self = Self(0);
 
     /// Returns the identifier of the update with this number.
@@ -19,8 +20,8 @@ impl UpdateId {
     }
 }
 
-/// Origin of a container's limit. A request of the plugin for another limit is void once the origin
-/// has changed.
+/// Origin of a container's limit. Once the origin has changed, the plugin's request for another
+/// limit is no longer valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitOrigin {
     pub(super) insertion: u64,
@@ -37,7 +38,7 @@ pub struct UpdatePhase {
     pub(super) insertion: u64,
     /// Number of the events and decisions that may have changed the desired values.
     pub(super) generation: u64,
-    /// Newest update of the user that set the memory limit.
+    /// Newest of the user's updates that set the memory limit.
     pub(super) limit_set_by: UpdateId,
     pub(super) update: Update,
     pub(super) request: Request,
@@ -53,43 +54,44 @@ pub struct UpdatePhase {
     /// Time of the plugin's last request for memory values.
     pub(super) values_requested: Option<Instant>,
     pub(super) high: HighOverride,
-    /// Desired values when the plugin last found them in all files.
+    /// Desired values that the plugin last found in all files.
     pub(super) stored: Option<StoredValues>,
-    /// Whether the decrease began while the plugin waited for the answer to a request. The runtime
-    /// may then have written the file before.
+    /// Whether the limit decrease began while the plugin waited for the answer to a request. In
+    /// this case, the runtime may have written `memory.high` before the decrease.
     pub(super) is_lowered_during_request: bool,
     /// Whether the plugin has written values and not read them back yet.
     pub(super) is_written: bool,
-    /// Whether the runtime was too busy for the values, so that only the files hold them.
+    /// Whether only the files have the desired values, because the runtime was too busy to store
+    /// them.
     pub(super) is_in_files_only: bool,
     /// Whether a limit decrease has lowered `memory.high`, and the runtime has not written the file
     /// since.
     pub(super) is_lowered: bool,
-    /// Whether the runtime got the original values of a container that the plugin no longer
-    /// manages.
+    /// Whether the plugin no longer manages the container, and has begun to send the original
+    /// values to the runtime.
     pub(super) is_unmanaged: bool,
 }
 
-/// Temporary values of `memory.high` that replace the value of the policy.
+/// Temporary values for `memory.high`, which replace the policy's value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HighOverride {
-    /// Value before a limit decrease lowered it. The value is desired if the policy leaves
-    /// `memory.high` alone.
+    /// Value of `memory.high` before a limit decrease lowered it. If the policy leaves
+    /// `memory.high` alone, this value counts as the desired value.
     pub(super) original: Option<Limit>,
-    /// Raised value of a container that the plugin has released from the policy's value
-    /// (`throttleDeadline`).
+    /// Raised value for a container that the plugin has released from throttling at the policy's
+    /// value (`throttleDeadline`).
     pub(super) released: Option<Limit>,
 }
 
 impl HighOverride {
-    /// Returns the values without a release.
+    /// Returns these values without the raised value of a release from throttling.
     #[must_use]
     pub fn without_release(self) -> Self {
         Self { released: None, ..self }
     }
 
-    /// Returns the desired `memory.high`. `policy` is the value of the policy. `None` means leave
-    /// the file alone.
+    /// Returns the desired `memory.high`. Returns `None` if the plugin must leave the file alone.
+    /// `policy` is the policy's value.
     pub fn desired(&self, policy: Option<Limit>) -> Option<Limit> {
         policy.max(self.released).or(self.original)
     }
@@ -98,27 +100,28 @@ impl HighOverride {
 /// The user's newest update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Update {
-    /// The runtime is about to apply the update. The files may hold old and new values.
+    /// The runtime is about to apply the update. The files may contain both old and new values.
     Announced {
         id: UpdateId,
-        /// Whether the plugin has replied, so that the container has the update's limits.
+        /// Whether the plugin has accepted the update, so that its known container has the update's
+        /// limits.
         is_accepted: bool,
-        /// Result of the update before, for the case that the plugin refuses this one.
+        /// Result of the previous update, which counts again if the plugin refuses this update.
         former: UpdateResult,
     },
-    /// The runtime applies no update.
+    /// The runtime is not applying any update.
     Ended(UpdateResult),
 }
 
-/// Result of an update of the user that has ended.
+/// Result of a user's update that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpdateResult {
     /// The plugin has read back the limits, or there was no update.
     ReadBack,
     /// The runtime reports that it has applied the update.
     Applied,
-    /// The plugin does not know whether the runtime has applied an update or a request. The limits
-    /// in force count.
+    /// The plugin does not know whether the runtime has applied an update or a request. The plugin
+    /// therefore adopts the limits in force.
     Unconfirmed,
 }
 
@@ -126,8 +129,8 @@ pub enum UpdateResult {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
     None,
-    /// A limit decrease of the plugin is being prepared, or the request for it waits.
-    /// `memory.high` may be lowered.
+    /// The plugin is preparing a limit decrease, or its request for the decrease waits. The plugin
+    /// may have lowered `memory.high` already.
     Prepared,
     /// A request for memory values, perhaps with the limit in force.
     Values {
@@ -153,18 +156,19 @@ pub enum LimitRequest {
     Send,
     /// Decide again later, because the runtime is handling another update or request.
     Wait,
-    /// Drop the request. The user has requested a newer limit, or the preparation that prevents an
-    /// OOM kill is void.
+    /// Drop the request. The user has requested a newer limit, or the preparation against an OOM
+    /// kill is no longer valid.
     Drop,
 }
 
 /// Meaning of a memory limit in force that differs from the container's limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitMeaning {
-    /// Another program has set the limit, or an update is under way. The container's limit stays.
+    /// Another program has set the limit, or an update is under way. The plugin keeps the
+    /// container's limit.
     Foreign,
-    /// The update has failed, because the container's limit is not in force. The plugin adopts the
-    /// limit in force.
+    /// The container's limit is not in force, so the update has failed. The plugin adopts the limit
+    /// in force.
     Result,
     /// The plugin does not know whether the runtime set the container's limit. The plugin adopts
     /// the limit in force.
@@ -201,12 +205,13 @@ impl Default for UpdatePhase {
 /// Queries.
 impl UpdatePhase {
     /// Returns whether the plugin may compare the container with the kernel and write values.
-    /// During an update or an own request, the files may hold old and new values.
+    /// During an update or a request of the plugin, the files may contain both old and new values.
     pub fn may_check(&self) -> bool {
         matches!(self.update, Update::Ended(_)) && self.request == Request::None
     }
 
-    /// Returns whether an update is under way, or a limit decrease of the plugin is prepared.
+    /// Returns whether an update is under way, or the plugin is preparing a limit decrease or waits
+    /// to request it.
     pub fn is_changing(&self) -> bool {
         matches!(self.update, Update::Announced { .. }) || self.request == Request::Prepared
     }
@@ -257,23 +262,23 @@ impl UpdatePhase {
         self.high
     }
 
-    /// Returns the raised `memory.high` of a released container.
+    /// Returns the raised `memory.high` if the plugin has released the container from throttling.
     pub fn released(&self) -> Option<Limit> {
         self.high.released
     }
 
-    /// Returns the value of `memory.high` before a limit decrease lowered it.
+    /// Returns the value that `memory.high` had before a limit decrease lowered it.
     pub fn original_high(&self) -> Option<Limit> {
         self.high.original
     }
 
-    /// Returns whether the runtime may not have the desired values, although the files hold them.
-    /// `high` is the desired `memory.high`. A limit decrease may have lowered the file to it.
+    /// Returns whether the files have the desired values, but the runtime may not have them. `high`
+    /// is the desired `memory.high`, to which a limit decrease may have lowered the file.
     pub fn is_in_files_only(&self, high: Option<Limit>) -> bool {
         self.is_in_files_only || self.is_lowered && high.is_some() && high != self.high.original
     }
 
-    /// Returns whether the files and the runtime held these values at the last check.
+    /// Returns whether the files and the runtime had these values at the last check.
     pub fn has_stored(&self, values: &StoredValues) -> bool {
         self.stored.as_ref() == Some(values)
     }

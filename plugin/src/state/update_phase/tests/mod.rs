@@ -29,8 +29,8 @@ proptest! {
         world.settle();
         prop_assert!(!world.is_busy(), "{world:?}");
         prop_assert_eq!(world.phase.original_high(), None);
-        // After a failed update and a restart, the limit in force counts as that of another
-        // program.
+        // After a failed update and a restart, the limit in force counts as a limit that another
+        // program set.
         let is_foreign = world.expected().is_none() && world.kernel.max != world.limit;
         if let Some(expected) = world.expected() {
             prop_assert_eq!(world.kernel.max, expected, "memory.max is the newest limit");

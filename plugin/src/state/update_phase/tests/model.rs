@@ -1,5 +1,6 @@
-//! Model of the plugin, the runtime, the kernel and systemd around one container, for random orders
-//! of events. The model calls the phase where the plugin does.
+//! Model of the plugin, the runtime, the kernel and systemd for one container. Tests run the model
+//! with random orders of events. The model calls the methods of `UpdatePhase` at the same steps as
+//! the plugin.
 
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use proptest::prelude::{Arbitrary, BoxedStrategy, Just, Strategy};
@@ -11,10 +12,10 @@ use super::super::{
     stored_values,
 };
 
-/// Event of the model. An event that is impossible at its time has no effect.
+/// Event of the model. An event that is impossible in the current state has no effect.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Event {
-    /// The user requests another limit, or another CPU limit alone.
+    /// The user requests another memory limit, or changes only the CPU limit.
     UserUpdates { limit: Option<u64> },
     /// The plugin replies to the announced update.
     HandlerEnds(HandlerEnd),
@@ -22,15 +23,16 @@ pub(super) enum Event {
     RuntimeApplies(Applies),
     /// The runtime reports that it has applied an update.
     RuntimeReports,
-    /// The plugin has waited long enough for the end of the announced update.
+    /// The plugin stops waiting for the end of the announced update.
     Deadline,
-    /// The plugin retries a deferred decrease, which fits or does not fit.
+    /// The plugin retries a deferred limit decrease. `fits` says whether the memory usage allows
+    /// the decrease.
     DeferralIsTried { fits: bool },
     /// An OOM rescue raises the limit.
     RescueRaises,
-    /// The reconcile task takes the next request for a limit.
+    /// The reconcile task takes the next request for a limit from its queue.
     LimitWorkIsTaken,
-    /// The plugin's request is sent, or the runtime is too busy for it.
+    /// The plugin sends its request, or finds that the runtime is too busy.
     RequestIsSent { is_busy: bool },
     /// The runtime handles the plugin's request.
     RequestIsHandled,
@@ -40,9 +42,9 @@ pub(super) enum Event {
     FileIsWritten,
     /// The plugin checks the container.
     Check,
-    /// The plugin releases the container from `memory.high`.
+    /// The plugin releases the container from throttling at `memory.high`.
     Release,
-    /// The plugin ends the release.
+    /// The plugin ends the release from throttling.
     ReleaseEnds,
     /// The runtime reconnects.
     Reconnects,
@@ -54,7 +56,7 @@ pub(super) enum Event {
     ForeignWrite { high: u64 },
 }
 
-/// End of the answer to an announced update.
+/// Way in which the plugin's answer to an announced update ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum HandlerEnd {
     Accepts,
@@ -163,7 +165,7 @@ enum Progress {
     IsHandled,
 }
 
-/// Request for a limit that the reconcile task has not taken yet.
+/// Limit request that the reconcile task has not yet taken from its queue.
 #[derive(Clone, Copy, Debug)]
 struct LimitWork {
     limit: u64,
@@ -176,10 +178,10 @@ struct LimitWork {
 pub(super) struct World {
     /// Whether the policy has a value for `memory.high`.
     has_policy: bool,
-    /// `memory.high` of the container before the plugin changed it.
+    /// Value of the container's `memory.high` before the plugin changed it.
     pub(super) found_high: Limit,
     pub(super) kernel: Memory,
-    /// Values in the runtime's store, which systemd has too.
+    /// Values that both the runtime and systemd store.
     pub(super) stored: Memory,
     /// The plugin's state.
     pub(super) phase: UpdatePhase,
@@ -196,11 +198,11 @@ pub(super) struct World {
     updates: u64,
     insertions: u64,
     now: Instant,
-    /// Newest limit that the runtime got from the user or, after that, from the plugin. `None`
-    /// after a failed update.
+    /// Newest limit that the runtime got, either from the user or from a later request of the
+    /// plugin. `None` after a failed update.
     expected: Option<u64>,
     is_ambiguous: bool,
-    /// Whether the plugin was killed while only the files held its values.
+    /// Whether the plugin was killed while only the files had its values.
     pub(super) is_store_unknown: bool,
 }
 
@@ -240,7 +242,7 @@ impl World {
         self.has_policy.then(|| bytes(limit * 9 / 10))
     }
 
-    /// Returns the desired `memory.high` at this limit.
+    /// Returns the desired `memory.high` for a container with this memory limit.
     pub(super) fn desired_high(&self, limit: u64) -> Option<Limit> {
         self.phase.high().desired(self.policy_high(limit))
     }
@@ -375,7 +377,7 @@ impl World {
                     self.expected = limit;
                 }
             }
-            // The kubelet tries again, so the result is open.
+            // The kubelet tries again, so the final limit is unknown.
             Applies::LimitAlone => {
                 self.kernel.max = limit.unwrap_or(self.kernel.max);
                 self.expected = None;
@@ -385,10 +387,11 @@ impl World {
     }
 
     fn pass_deadline(&mut self) {
-        // The plugin always answers long before.
+        // The plugin always answers an update long before this deadline.
         if self.handler.is_none() && self.updates > 0 {
             let has_given_up = self.phase.give_up(UpdateId::new(self.updates));
-            // The plugin adopts the limit in force, whether the runtime set it first or last.
+            // The plugin adopts the limit in force, without knowing whether the runtime set this
+            // limit first or last.
             self.is_ambiguous |= has_given_up && self.phase.is_overtaken;
         }
     }
@@ -460,7 +463,7 @@ impl World {
     fn handle_request(&mut self) {
         let Some(own) = self.own.filter(|own| own.state == Progress::WasSent) else { return };
         if let Some(limit) = own.limit {
-            // A newer update of the user must win in the end.
+            // After a newer update of the user, the user's limit must be in force at the end.
             if !self.phase.is_overtaken {
                 self.expected = Some(limit);
             }
@@ -471,7 +474,7 @@ impl World {
         self.own = Some(OwnRequest { state: Progress::IsHandled, ..own });
     }
 
-    /// Does what the reconcile task does for a container.
+    /// Checks the container in the same way as the reconcile task.
     fn check(&mut self) {
         if !self.phase.may_check() {
             return;
@@ -495,7 +498,7 @@ impl World {
         self.phase.limits_read_back(is_adopted);
         let desired = self.desired_high(in_force);
         let values = self.values(in_force);
-        // The runtime would write its own limit and could cause an OOM kill.
+        // The runtime would write its stored limit, and a lower limit could cause an OOM kill.
         let may_request = in_force <= self.limit;
         if desired.is_none_or(|desired| desired == self.kernel.high) {
             if may_request && self.phase.is_in_files_only(desired) {
@@ -523,7 +526,8 @@ impl World {
     /// Marks the expected limit as unknown if the runtime has both an update and a request when the
     /// connection is lost. The model cannot know which one the runtime handles last.
     fn forget_ambiguous(&mut self) {
-        // The runtime handles a request that it has got before it accepts the next connection.
+        // Before the runtime accepts the next connection, it handles a request that it has already
+        // received.
         self.handle_request();
         let is_pending = self.handler.is_some() || self.announced.is_some() || self.is_report_due;
         let is_sent =
@@ -544,7 +548,8 @@ impl World {
 
     fn kill(&mut self) {
         self.forget_ambiguous();
-        // The next process assumes that the runtime has the values if the files hold them.
+        // If the files have the values, the next plugin process assumes that the runtime has them
+        // too.
         self.is_store_unknown |= self.phase.is_in_files_only(self.desired_high(self.kernel.max));
         self.phase = UpdatePhase::restart(self.recorded_original);
         self.limit = self.stored.max;
