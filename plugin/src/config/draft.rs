@@ -15,7 +15,8 @@ pub(super) struct Draft {
     pub(super) kube: DraftReserved,
 }
 
-/// Protection of a cgroup whose path and amount are two fields.
+/// Protection of a reserved cgroup. One field of the configuration has the path, and another has
+/// the amount.
 #[derive(Default)]
 pub(super) struct DraftReserved {
     pub(super) cgroup: Option<CgroupPath>,

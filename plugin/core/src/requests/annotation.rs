@@ -9,7 +9,7 @@
 //!
 //! | what | value |
 //! |---|---|
-//! | `memory-request` | a quantity, such as `128Mi`; used only if the kubelet has no checkpoint entry |
+//! | `memory-request` | a quantity, such as `128Mi`; used only without a checkpoint entry |
 //! | `throttling-factor` | a number above 0 and at most 1, or `none` for no throttling |
 //! | `reservation` | `none`, `tiered` or `hard`; at most the node's own policy |
 //! | `oom-rescue` | `off`, or the highest limit, such as `512Mi`; at most the node's own ceiling |
