@@ -56,8 +56,8 @@ impl CgroupRoot {
         self.path.ancestors().nth(3).unwrap_or(Path::new("/"))
     }
 
-    /// Returns whether the hierarchy is mounted with `memory_recursiveprot`. With this option, the
-    /// kernel distributes protection of a cgroup that no child asks for among all children.
+    /// Returns whether the hierarchy is mounted with `memory_recursiveprot`. With this option, a
+    /// cgroup's protection also covers descendants whose own files ask for no protection.
     pub fn recursive_protection(&self) -> bool {
         let Ok(mounts) = File::open(self.host().join("proc/self/mounts")) else { return false };
         // The kernel lists the mount of the hierarchy near the start, long before the mounts of

@@ -10,7 +10,7 @@ use super::error::CgroupError;
 /// File with the swap limit of a cgroup.
 pub const SWAP_MAX: &str = "memory.swap.max";
 
-/// File with the weight of a cgroup when cgroups compete for CPU time.
+/// File with the weight that a cgroup has when it competes for CPU time.
 pub const CPU_WEIGHT: &str = "cpu.weight";
 
 /// File that makes the kernel reclaim the written amount of memory. Exists since kernel 5.19.

@@ -1,4 +1,4 @@
-//! Fields with a choice of values.
+//! Types of the fields that accept one of several values.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Configuration under construction, while the parser reads its fields.
+//! Configuration to which the parser adds one field after the other.
 
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::Bytes;

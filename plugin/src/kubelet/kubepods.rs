@@ -92,8 +92,8 @@ pub fn find(root: &CgroupRoot) -> CgroupSearch<CgroupPath> {
     answer
 }
 
-/// Finds the cgroups of pods. Searches the cgroups of all pods that [`find`] finds, and the `known`
-/// cgroups of all pods.
+/// Finds the cgroups of single pods. Searches below each kubepods cgroup: those that [`find`]
+/// finds, and those in `known`.
 pub fn pods(
     root: &CgroupRoot,
     known: impl IntoIterator<Item = CgroupPath>,

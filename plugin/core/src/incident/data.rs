@@ -168,7 +168,8 @@ pub enum Incident {
     },
     /// A container was throttled at `memory.high`, so the plugin raised this `memory.high`.
     Released(HighChange),
-    /// The plugin restored the original `memory.high` of a released container.
+    /// The plugin had raised the `memory.high` of a throttled container, and now restored the
+    /// original value.
     PutBack(HighChange),
 }
 

@@ -67,7 +67,7 @@ pub enum Provenance {
 }
 
 impl Provenance {
-    /// Returns the label.
+    /// Returns the label for logs and metrics.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Checkpoint(CheckpointFile::Actuated) => "checkpoint-actuated",

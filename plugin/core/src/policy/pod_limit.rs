@@ -21,11 +21,11 @@
 //!
 //! A pod's limit is pod-level if the checkpoint entry has a pod-level limit. If the entry has no
 //! pod-level resources, a container without a limit in the checkpoint can prove a pod-level limit.
-//! The proof is that the container's limit in force equals the pod's limit, because the kubelet
-//! gives the pod-level limit to a container without a limit. The proof remains valid after the
-//! container ends. Without any checkpoint entries, the plugin compares the containers' limits with
-//! the limit that the pod had at its creation. If none of these limits has changed, and the sum of
-//! the containers' limits is larger, the pod's limit is pod-level.
+//! The proof is that this container's limit in force equals the pod's limit. The kubelet gives the
+//! pod-level limit to every container without a limit. The proof remains valid after the container
+//! ends. Without any checkpoint entries, the plugin compares the containers' limits with the limit
+//! that the pod had at its creation. If none of these limits has changed, and the sum of the
+//! containers' limits is larger, the pod's limit is pod-level.
 //!
 //! If the checkpoint entry has no pod-level resources, a container without a limit in the
 //! checkpoint proves that the pod's limit is no sum.
@@ -34,7 +34,7 @@
 //! entry and have no limit, so ephemeral containers do not count. Sources, Kubernetes 1.34 to 1.37:
 //! `pkg/kubelet/kuberuntime` (`getMemoryLimit`), `pkg/kubelet/cm/helpers_linux.go`
 //! (`ResourceConfigForPod`), `pkg/kubelet/allocation` (the checkpoint entries),
-//! `pkg/apis/core/validation` (bounds).
+//! `pkg/apis/core/validation` (the check of pod-level limits).
 
 /// Origin of a pod's limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Estimate of a container's memory request, computed from `oom_score_adj`.
 //!
-//! The kubelet sets the `oom_score_adj` of a Burstable container to `1000 - 1000 * request /
-//! MemTotal`, as a whole number from 3 to 999 (`pkg/kubelet/qos/policy.go`). The values -997 and
-//! 1000 belong to other classes and do not depend on the request.
+//! The kubelet gives a Burstable container the value `1000 - 1000 * request / MemTotal`, as a whole
+//! number from 3 to 999 (`pkg/kubelet/qos/policy.go`). The values -997 and 1000 belong to other
+//! classes and do not depend on the request.
 //!
 //! The result is an estimate. Newer kubelets do not compute `oom_score_adj` from the container's
 //! own request alone. Each of these cases lowers `oom_score_adj` and thereby raises the estimate

@@ -33,10 +33,10 @@ const OF_PROTECTION: [&str; 2] = ["50-MemoryMin.conf", "50-MemoryLow.conf"];
 
 /// Lists the pod cgroups for which drop-ins from [`Systemd::set`](super::Systemd::set) may exist.
 ///
-/// The drop-ins of the plugin outlive a unit that systemd created implicitly, such as a slice that
-/// exists only because the name of a container's scope refers to the slice. Other units are created
-/// over D-Bus by the kubelet and other programs. The drop-ins of these units are in another
-/// directory, and systemd itself removes them.
+/// The drop-ins of the plugin outlive a unit that systemd created implicitly. One example is a
+/// slice that exists only because a container's scope names the slice. The kubelet and other
+/// programs create units over D-Bus. The drop-ins of these units are in another directory, and
+/// systemd itself removes them.
 ///
 /// # Errors
 ///

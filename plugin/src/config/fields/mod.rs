@@ -1,11 +1,11 @@
 //! Table of the fields: the only definition of their names, documentation, types, ranges, defaults
 //! and examples.
 //!
-//! The parser and the printer of configurations use the table. Four texts are made from the table:
-//! the help of `plimsoll check`, the output of `plimsoll config default`, the schema of the Helm
-//! chart and docs/configuration.md. Tests compare these texts with the table. To add a field, add
-//! it to [`Config`](crate::config::Config) and to the table. After a change of the table, run the
-//! tests with `PLIMSOLL_REGENERATE=1`.
+//! The parser and the printer of configurations use the table. The table also determines four
+//! texts: the help of `plimsoll check`, the output of `plimsoll config default`, the schema of the
+//! Helm chart and docs/configuration.md. Tests compare these texts with the table. To add a field,
+//! add it to [`Config`](crate::config::Config) and to the table. After a change of the table, run
+//! the tests with `PLIMSOLL_REGENERATE=1`.
 
 mod access;
 mod check;

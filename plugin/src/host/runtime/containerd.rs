@@ -60,8 +60,8 @@ pub(crate) fn containerd_config(command: &str) -> Result<(String, String), Strin
     Ok((config, others.join(" ")))
 }
 
-/// Returns whether this version takes the whole NRI section from a single file, and looks up all
-/// plugins by the names of a single file format. An unknown version counts as 2.0 or newer.
+/// Returns whether this version takes the whole NRI section from a single file, and knows plugins
+/// only by the names of a single file format. An unknown version counts as 2.0 or newer.
 fn is_before_2(version: Option<Version>) -> bool {
     version.is_some_and(|version| version < CONVERTS_FROM)
 }
@@ -222,7 +222,7 @@ fn find_config(host: &Path) -> Result<ConfigPath, String> {
     })
 }
 
-/// Returns the texts in the list `key` of a configuration file.
+/// Returns the strings in the list that a configuration file has under `key`.
 fn texts<'a>(table: &'a toml::Table, key: &str) -> impl Iterator<Item = &'a str> {
     let values = table.get(key).and_then(toml::Value::as_array).into_iter().flatten();
     values.filter_map(toml::Value::as_str)

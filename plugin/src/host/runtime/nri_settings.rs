@@ -64,7 +64,8 @@ pub(crate) struct NriSettings {
     pub(crate) request_timeout: Option<Duration>,
     /// Time that the runtime waits for a plugin to register.
     pub(crate) registration_timeout: Option<Duration>,
-    /// Whether the runtime only launches plugins and accepts no connections.
+    /// Whether the runtime accepts no connections from plugins and uses only plugins that it
+    /// launches.
     pub(crate) takes_no_connections: bool,
     /// Whether containerd's CRI plugin is disabled, so that containerd serves no kubelet.
     pub(crate) is_without_cri: bool,
@@ -72,8 +73,8 @@ pub(crate) struct NriSettings {
     pub(crate) files: usize,
     /// Files and settings with an unexpected form.
     pub(crate) problems: Vec<String>,
-    /// Files that doctor could not read, with the error. Includes an `ExecStart` that does not show
-    /// which configuration file containerd uses.
+    /// Files that could not be read, each with the error. Includes an `ExecStart` that does not
+    /// show which configuration file containerd uses.
     pub(crate) unread: Vec<String>,
     /// NRI section, merged from all files.
     pub(crate) section: toml::Table,

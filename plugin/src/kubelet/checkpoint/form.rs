@@ -62,8 +62,8 @@ impl Records {
 
 /// Parses a checkpoint file.
 ///
-/// Frees the bytes of the file before the parsing of the inner JSON, so that the peak of memory
-/// usage is not much above the size of the file.
+/// Frees the bytes of the file before the parsing of the inner JSON. The peak of memory usage is
+/// therefore not much above the size of the file.
 ///
 /// # Errors
 ///

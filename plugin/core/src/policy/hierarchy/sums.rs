@@ -1,4 +1,4 @@
-//! Exact sums of protection, and the share of its needs that a group of pods gets from the budget.
+//! Exact sums of protection, and the part of the needs of a group of pods that the budget covers.
 
 use crate::pod::QosClass;
 use crate::policy::protection::Protection;
@@ -53,8 +53,8 @@ impl Share {
         self == other || !self.is_short() && !other.is_short()
     }
 
-    /// Returns the protection that a pod with the protection claim `asked` gets. The claim and the
-    /// granted amount are below 2^63, so their product cannot overflow.
+    /// Returns the protection that a pod with the protection claim `asked` gets. The protection
+    /// claim and the granted amount are below 2^63, so their product cannot overflow.
     pub(super) fn part(self, asked: Protection) -> Protection {
         if !self.is_short() {
             return asked;

@@ -70,7 +70,7 @@ impl Tree {
         Self { budget, ..Self::default() }
     }
 
-    /// Replaces the budget.
+    /// Replaces the budget (node allocatable).
     pub fn set_budget(&mut self, budget: Option<Bytes>) -> Vec<Level> {
         let change = self.begin();
         self.budget = budget;
