@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-/// Result of an attempt. `Display` writes one lowercase word for logs and metrics.
+/// Result of an attempt to set values. `Display` writes one lowercase word for logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The plugin or the runtime changed values, and a later read found the desired values.
     Applied,
-    /// The values were already as desired.
+    /// The desired values were already in force.
     Unchanged,
     /// The plugin does not know the desired values.
     Unresolved,

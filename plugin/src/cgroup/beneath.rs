@@ -21,7 +21,7 @@ pub(super) fn open_beneath(
 }
 
 /// Lists the subdirectories of `directory` as cgroups. `path` converts a name to a cgroup path.
-/// Skips names without a path.
+/// Skips a name if `path` returns no path for it.
 pub(super) fn children(
     directory: &OwnedFd,
     path: impl Fn(&str) -> Option<CgroupPath>,

@@ -78,7 +78,8 @@ impl Cgroup {
         name: &'static str,
         text: &str,
     ) -> Result<(), CgroupError> {
-        // The kernel ignores truncation of cgroup files. The regular files in tests need it.
+        // The kernel ignores truncation of cgroup files. The regular files in tests need the
+        // truncation.
         let file = self.open_in(directory, name, OFlags::WRONLY | OFlags::TRUNC)?;
         rustix::io::write(&file, text.as_bytes())
             .map_err(|error| self.failed(format!("write {name}"), error))?;
@@ -117,7 +118,8 @@ impl Cgroup {
     }
 
     pub(super) fn is_removed(&self) -> bool {
-        // A removed directory that is still open has no links. In cgroupfs it has no files either.
+        // A removed directory that is still open has no links. In cgroupfs this directory has no
+        // files either.
         rustix::fs::fstat(&self.directory).is_ok_and(|stat| stat.st_nlink == 0)
             || (rustix::fs::fstatfs(&self.directory)
                 .is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC)

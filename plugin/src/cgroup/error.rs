@@ -34,7 +34,7 @@ pub enum CgroupError {
         /// Description of the problem.
         error: String,
     },
-    /// Any other I/O error.
+    /// An I/O error other than a removed cgroup or a missing file.
     #[error("cgroup {path}: cannot {operation}: {error}")]
     Io {
         /// Path of the cgroup.
@@ -57,7 +57,7 @@ impl From<&CgroupError> for Outcome {
     }
 }
 
-/// Error: the root of the cgroup hierarchy cannot be used.
+/// Error: the plugin cannot use the root of the cgroup hierarchy.
 #[derive(Debug, thiserror::Error)]
 #[error("cgroup root {}: {error}; expected a cgroup v2 hierarchy", path.display())]
 pub struct RootError {
@@ -66,8 +66,8 @@ pub struct RootError {
 }
 
 impl RootError {
-    /// Returns whether there is no cgroup v2 hierarchy. A hierarchy that exists but cannot
-    /// be opened is not absent.
+    /// Returns whether there is no cgroup v2 hierarchy. Returns false for a hierarchy that exists
+    /// but that the plugin cannot open.
     pub fn is_absent(&self) -> bool {
         self.error.kind() == io::ErrorKind::NotFound
     }

@@ -1,4 +1,4 @@
-//! Event counters, memory pressure and presence of processes of a cgroup.
+//! Event counters and memory pressure of a cgroup, and whether the cgroup contains processes.
 
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ pub struct Events {
     pub high: u64,
     /// Number of times that usage reached a limit and the kernel could reclaim nothing.
     pub oom: u64,
-    /// Number of OOM-killed processes, whether for a cgroup limit or for lack of memory on the
-    /// node.
+    /// Number of processes that the kernel OOM-killed, because of a cgroup's limit or for lack of
+    /// memory on the node.
     pub oom_kill: u64,
     /// Number of times that the kernel killed all processes of a cgroup together, because of
     /// `memory.oom.group`. Always 0 before kernel 5.17.
@@ -33,7 +33,7 @@ pub struct Events {
 /// Time during which all processes of a cgroup waited for memory at once (`full`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pressure {
-    /// Share of the last ten seconds, in percent.
+    /// Percentage of the last ten seconds.
     pub percent: f64,
     /// Total time since the creation of the cgroup.
     pub total: Duration,
@@ -73,7 +73,7 @@ impl Cgroup {
             high: count("high").ok_or_else(|| expected("high"))?,
             oom: count("oom").ok_or_else(|| expected("oom"))?,
             oom_kill: count("oom_kill").ok_or_else(|| expected("oom_kill"))?,
-            // Missing before kernel 5.17.
+            // Kernels before 5.17 do not have this counter.
             oom_group_kill: count("oom_group_kill").unwrap_or_default(),
         })
     }

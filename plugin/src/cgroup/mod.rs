@@ -1,8 +1,8 @@
 //! Access to cgroupfs. No other code writes to cgroup files.
 //!
 //! A [`Cgroup`] holds an open directory. After a cgroup is removed, a new cgroup may have the same
-//! path. The open directory never refers to the new cgroup. Every directory and file is opened
-//! beneath one root ([`CgroupRoot`]). The plugin writes only the files of
+//! path. The open directory never refers to the new cgroup. The plugin opens every directory and
+//! every file beneath one root ([`CgroupRoot`]). The plugin writes only the files of
 //! [`Knob`](plimsoll_core::units::Knob), `cpu.max` and `memory.reclaim`. The plugin reads only
 //! files that this module or a submodule names.
 //!

@@ -1,4 +1,4 @@
-//! Reclaim of memory until the usage of a cgroup fits below a value.
+//! Reclaim of a cgroup's memory until the usage is at most a given value.
 
 use std::time::Instant;
 
@@ -19,14 +19,14 @@ pub enum Reclaimed {
 }
 
 impl Cgroup {
-    /// Reclaims memory until the usage is at most `most`, until `deadline` at the latest.
+    /// Reclaims memory until the usage is at most `most`. Starts no further write after `deadline`.
     ///
     /// `step` is the maximum amount per write to `memory.reclaim`. A write waits until the kernel
     /// has written back dirty pages, so a write can end after `deadline`.
     ///
     /// # Errors
     ///
-    /// When the usage cannot be read, or the kernel fails to reclaim.
+    /// Fails if the usage cannot be read, or if the kernel fails to reclaim.
     pub fn reclaim_to(
         &self,
         most: Bytes,
@@ -38,7 +38,8 @@ impl Cgroup {
     }
 }
 
-/// Does the work of [`Cgroup::reclaim_to`] with any clock and any source of the usage.
+/// Does the work of [`Cgroup::reclaim_to`]. The caller passes the clock and the source of the
+/// usage.
 fn reclaim_to(
     most: Bytes,
     step: Bytes,
@@ -75,11 +76,12 @@ mod tests {
 
     const STEP: Bytes = Bytes::new(16);
 
-    /// Result of [`reclaim_to`] as the usage in bytes, with the amounts that it reclaimed.
+    /// Result of [`reclaim_to`]: the usage in bytes if it does not fit, and the amount of each
+    /// write.
     type Outcome = (Option<u64>, Vec<u64>);
 
-    /// Reclaims from this usage and cache to 100 bytes. The kernel reclaims `per_write` bytes of
-    /// each write at most. The deadline passes after `writes` writes.
+    /// Reclaims from this usage and cache to 100 bytes. For each write, the kernel reclaims at most
+    /// `per_write` bytes. The deadline passes after `writes` writes.
     fn run(current: u64, cache: u64, per_write: u64, writes: usize) -> Outcome {
         let usage = Cell::new(Usage {
             current: Bytes::new(current),
@@ -113,11 +115,12 @@ mod tests {
             ((100, 0, 16, 9), (None, vec![])),
             ((101, 1, 16, 9), (None, vec![1])),
             ((140, 60, 16, 9), (None, vec![16, 16, 8])),
-            // The kernel reclaims only a part of each write.
+            // For each write, the kernel reclaims only a part of the amount.
             ((120, 60, 10, 9), (None, vec![16, 10])),
             // The kernel reclaims nothing.
             ((140, 60, 0, 9), (Some(140), vec![16])),
-            // The rest cannot be reclaimed, so no page cache is lost in vain.
+            // The kernel cannot reclaim enough, so the function reclaims nothing and no page cache
+            // is lost in vain.
             ((140, 39, 16, 9), (Some(140), vec![])),
             // The deadline has passed.
             ((140, 60, 16, 1), (Some(124), vec![16])),

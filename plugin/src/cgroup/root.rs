@@ -50,14 +50,14 @@ impl CgroupRoot {
         &self.path
     }
 
-    /// Returns the root of the node's file system, in which this root directory is
+    /// Returns the root of the node's file system. In this file system, the cgroup hierarchy is at
     /// `/sys/fs/cgroup`.
     pub fn host(&self) -> &Path {
         self.path.ancestors().nth(3).unwrap_or(Path::new("/"))
     }
 
-    /// Returns whether the hierarchy is mounted with `memory_recursiveprot`. With this option, the
-    /// kernel distributes a cgroup's unclaimed protection among all children.
+    /// Returns whether the hierarchy is mounted with `memory_recursiveprot`. With this option, a
+    /// cgroup's protection also covers descendants whose own files ask for no protection.
     pub fn recursive_protection(&self) -> bool {
         let Ok(mounts) = File::open(self.host().join("proc/self/mounts")) else { return false };
         // The kernel lists the mount of the hierarchy near the start, long before the mounts of

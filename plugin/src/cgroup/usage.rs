@@ -27,7 +27,7 @@ impl Cgroup {
         Ok(self.read_amount(USAGE)?.bytes().unwrap_or(Bytes::new(u64::MAX)))
     }
 
-    /// Reads the memory usage and the parts of it that the kernel could reclaim.
+    /// Reads the memory usage, and the parts of this usage that the kernel could reclaim.
     ///
     /// # Errors
     ///
@@ -46,13 +46,13 @@ impl Cgroup {
         let swap_left = match (self.swap_max(), self.read_amount(SWAP_USAGE)) {
             (Ok(Limit::Bytes(max)), Ok(Limit::Bytes(used))) => max.saturating_sub(used),
             // Without a swap limit, the node's free swap would count, but this function does not
-            // know it.
+            // know the free swap.
             _ => Bytes::ZERO,
         };
         Ok(Usage {
             current: self.usage()?,
-            // The fields for page cache are the LRU lists, from which the kernel can evict. Shared
-            // memory is on the lists of anonymous memory.
+            // The fields for page cache count the pages on the LRU lists, from which the kernel can
+            // evict. Shared memory is on the lists of anonymous memory.
             cache: sum(&["inactive_file", "active_file", "slab_reclaimable"]),
             swappable: sum(&["inactive_anon", "active_anon"]),
             swap_left,

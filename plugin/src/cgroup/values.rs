@@ -10,7 +10,7 @@ use super::error::CgroupError;
 /// File with the swap limit of a cgroup.
 pub const SWAP_MAX: &str = "memory.swap.max";
 
-/// File with the weight of a cgroup when cgroups compete for CPU time.
+/// File with the weight that a cgroup has when it competes for CPU time.
 pub const CPU_WEIGHT: &str = "cpu.weight";
 
 /// File that makes the kernel reclaim the written amount of memory. Exists since kernel 5.19.
@@ -22,10 +22,11 @@ const AMOUNT: usize = 32;
 impl Cgroup {
     /// Reads the value of a file.
     ///
-    /// If crun created the container, the processes are in the inner cgroup and both cgroups count.
-    /// For a limit, this function returns the lower value of both. For protection, it returns the
-    /// value of the scope. With `memory_recursiveprot`, the inner cgroup inherits all of this
-    /// protection. systemd mounts the hierarchy with this option since kernel 5.7.
+    /// If crun created the container, the processes are in the inner cgroup, and the values of both
+    /// cgroups apply. For a limit, this function returns the lower of the two values. For
+    /// protection, this function returns the value of the scope. With `memory_recursiveprot`, the
+    /// inner cgroup inherits all of this protection. systemd mounts the hierarchy with this option
+    /// since kernel 5.7.
     ///
     /// # Errors
     ///
@@ -42,7 +43,8 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] if the cgroup was removed; any other error of the kernel.
+    /// [`CgroupError::Gone`] if the cgroup was removed; otherwise the error that the kernel
+    /// returns.
     pub fn write(&self, knob: Knob, value: Limit) -> Result<(), CgroupError> {
         let text = value.to_string();
         self.write_text(knob.file_name(), &text)?;
@@ -54,8 +56,8 @@ impl Cgroup {
         }
     }
 
-    /// Reads `memory.swap.max`, the swap limit. With an inner cgroup, returns the lower limit of
-    /// both.
+    /// Reads `memory.swap.max`, the swap limit. With an inner cgroup, returns the lower of the two
+    /// limits.
     ///
     /// # Errors
     ///
@@ -97,7 +99,8 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Gone`] if the cgroup was removed; any other error of the kernel.
+    /// [`CgroupError::Gone`] if the cgroup was removed; otherwise the error that the kernel
+    /// returns.
     pub fn set_cpu_max(&self, value: CpuMax) -> Result<(), CgroupError> {
         self.write_text(CPU_MAX, &value.to_string())
     }
@@ -233,7 +236,7 @@ mod tests {
         assert_eq!(cgroup.read(Knob::High).unwrap(), Limit::Max);
         cgroup.write(Knob::High, bytes(8192)).unwrap();
         // Only a scope has an inner cgroup of crun. The workload itself created this cgroup named
-        // `container`, so its value must not change.
+        // `container`, so the value of this cgroup must not change.
         let other = tree.cgroup("a/other").unwrap();
         other.write(Knob::High, Limit::Max).unwrap();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Detects changes that other programs make to cgroups, with inotify.
+//! Uses inotify to detect changes that other programs make to cgroups.
 //!
 //! The kernel reports a write to a file when the writer closes the file. The kernel also reports
 //! each child cgroup that is created or removed in a watched cgroup. Changes by the kernel itself
@@ -25,7 +25,7 @@ pub enum CgroupChange {
     Made(CgroupPath),
     /// The cgroup was removed.
     Removed(CgroupPath),
-    /// The kernel dropped events because there were too many at once. Any change is possible.
+    /// The kernel dropped events because there were too many at once. Any cgroup may have changed.
     Overflow,
 }
 
@@ -35,7 +35,7 @@ pub struct Watch {
     events: EventStream<Vec<u8>>,
     paths: HashMap<WatchDescriptor, CgroupPath>,
     /// Watch and inode of each cgroup. Another cgroup may have the same path later, and not every
-    /// kernel reports the removal of the first one. The inode shows the difference.
+    /// kernel reports the removal of the first cgroup. The inode distinguishes the two cgroups.
     descriptors: HashMap<CgroupPath, (WatchDescriptor, u64)>,
 }
 
@@ -59,9 +59,9 @@ impl Watch {
         Ok(Self { watches, events, paths: HashMap::new(), descriptors: HashMap::new() })
     }
 
-    /// Watches a cgroup. Returns whether the watch is new. The caller then reads the cgroup's
-    /// files, because another program may have written them before. Does nothing for a cgroup that
-    /// is gone.
+    /// Watches a cgroup. Returns whether the watch is new. After a new watch, the caller must read
+    /// the cgroup's files, because another program may have written the files before. Does nothing
+    /// for a cgroup that is gone.
     ///
     /// # Errors
     ///

@@ -1,18 +1,19 @@
-//! Bounds of the automatic brake.
+//! Limits at which the automatic brake stops the plugin.
 
 use std::time::Duration;
 
-/// Bounds of the brake (`brake` in the configuration). If a count within [`Bounds::window`] exceeds
-/// its bound, the plugin stops writing.
+/// Limits of the brake (`brake` in the configuration). If one of the counts within
+/// [`Bounds::window`] exceeds its limit, the plugin stops writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Number of repairs, at least 1.
+    /// Maximum number of repairs, at least 1.
     pub repairs: u32,
-    /// Number of values that the plugin left as another program set them, at least 1.
+    /// Maximum number of values that the plugin left to another program, which kept changing them.
+    /// At least 1.
     pub conflicts: u32,
-    /// Number of kills by limits that the plugin has set, at least 1.
+    /// Maximum number of OOM kills that limits set by the plugin caused, at least 1.
     pub kills: u32,
-    /// Time window of the counts.
+    /// Time window in which the plugin counts.
     pub window: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! Fields with a choice of values.
+//! Types of the fields that accept one of several values.
 
 use std::fmt;
 
@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// The plugin sets values, and refuses limit decreases that would OOM-kill.
+    /// The plugin sets values, and refuses limit decreases that would cause an OOM kill.
     #[default]
     Enforce,
-    /// The plugin only reports what it would do. The plugin does not write, refuse, raise or adjust
-    /// any value.
+    /// The plugin only reports what it would do. The plugin writes, raises and adjusts no value,
+    /// and refuses no update.
     Observe,
 }
 
@@ -41,7 +41,8 @@ pub enum Shrink {
     /// The plugin applies the other parts of the update. The plugin sets the limit once the
     /// container uses less.
     Defer,
-    /// The plugin does not intervene. The runtime sets the limit, and the kernel may OOM-kill.
+    /// The plugin does not intervene. The runtime sets the limit, and the kernel may OOM-kill
+    /// processes.
     Allow,
 }
 
@@ -69,7 +70,8 @@ pub enum NodeAllocatable {
     Fixed(Bytes),
 }
 
-/// Lowest severity that the plugin logs. Each level includes the levels before it.
+/// Lowest severity that the plugin logs. The plugin also logs all severities before this one in the
+/// list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
     /// Failures.
@@ -89,7 +91,8 @@ impl LogLevel {
     pub(super) const ALL: [Self; 5] =
         [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
 
-    /// Returns the name in the configuration, which the `tracing` crate also uses.
+    /// Returns the name of this severity in the configuration. The `tracing` crate uses the same
+    /// name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",

@@ -1,4 +1,4 @@
-//! Configuration under construction, while the parser reads its fields.
+//! Configuration to which the parser adds one field after the other.
 
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::Bytes;
@@ -15,7 +15,8 @@ pub(super) struct Draft {
     pub(super) kube: DraftReserved,
 }
 
-/// Protection of a cgroup whose path and amount are two fields.
+/// Protection of a reserved cgroup. One field of the configuration has the path, and another has
+/// the amount.
 #[derive(Default)]
 pub(super) struct DraftReserved {
     pub(super) cgroup: Option<CgroupPath>,

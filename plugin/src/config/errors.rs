@@ -30,9 +30,9 @@ pub struct FieldError {
     pub line: u64,
     /// Field with the mistake. `None` for a mistake outside of any field.
     pub field: Option<String>,
-    /// Form that was expected.
+    /// Description of what the plugin expected.
     pub expected: String,
-    /// Text that was found.
+    /// Description of what the configuration has instead.
     pub found: String,
 }
 

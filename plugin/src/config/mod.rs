@@ -1,10 +1,10 @@
-//! Configuration file in YAML. If `KubeletConfiguration` has the same field, the field has the same
-//! name.
+//! Configuration file in YAML. A field that also exists in `KubeletConfiguration` has the same name
+//! as there.
 //!
-//! [`FIELDS`] defines all fields. `plimsoll config default` prints them with their documentation.
-//! Every field is optional, and an empty file is valid. If the file becomes empty while the plugin
-//! runs, the plugin keeps the configuration in force. [`Config::parse`] reports every mistake at
-//! once.
+//! [`FIELDS`] defines all fields. `plimsoll config default` prints all fields with their
+//! documentation. Every field is optional, and an empty file is valid. If the file becomes empty
+//! while the plugin runs, the plugin keeps the configuration in force. [`Config::parse`] reports
+//! every mistake at once.
 
 pub(crate) mod any_value;
 mod brake;

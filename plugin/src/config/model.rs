@@ -17,20 +17,21 @@ use crate::config::reserved::Reserved;
 pub struct Config {
     /// Whether the plugin writes values, or only reports them.
     pub mode: Mode,
-    /// Throttling and reservation.
+    /// Policy for throttling and for the protection of memory requests.
     pub policy: Policy,
     /// Source of node allocatable.
     pub node_allocatable: NodeAllocatable,
-    /// Cgroups beside the pods that `memory.min` protects. The cgroups contain the system, or the
-    /// kubelet and the container runtime.
+    /// Cgroups outside kubepods that the plugin protects with `memory.min`. These cgroups contain
+    /// the processes of the operating system, or the kubelet and the container runtime.
     pub reserved: Vec<Reserved>,
-    /// Memory that the plugin keeps from all pods together, by `memory.max` of kubepods. At least
-    /// the sum of `reserved`. `None` keeps no memory from pods.
+    /// Memory that pods must leave free, which the plugin enforces with `memory.max` of kubepods.
+    /// The amount is at least the sum of `reserved`. `None` means that the plugin does not set this
+    /// `memory.max`.
     pub node_guard: Option<Bytes>,
     /// Maximum time that a container is throttled at `memory.high` while the node has memory to
-    /// spare. `None` means no maximum.
+    /// spare. The plugin then raises `memory.high`. `None` means no maximum.
     pub throttle_deadline: Option<Duration>,
-    /// Reaction to a memory limit that would OOM-kill.
+    /// Reaction to a memory limit that would cause an OOM kill.
     pub shrink: Shrink,
     /// Maximum time that the plugin retries a deferred limit.
     pub shrink_deadline: Duration,
@@ -41,15 +42,15 @@ pub struct Config {
     pub raise_pod_limits: bool,
     /// Whether the plugin repairs a value that another program changed.
     pub repair: bool,
-    /// Bounds above which the plugin stops writing by itself. `None` means that the plugin never
+    /// Limits above which the plugin stops writing by itself. `None` means that the plugin never
     /// stops.
     pub brake: Option<Bounds>,
     /// Highest ratio of limit to request without a warning to the pod's owner. `None` means that
     /// the plugin never warns.
     pub max_limit_request_ratio: Option<f64>,
-    /// TCP address that serves metrics. `None` means no address.
+    /// TCP address at which the plugin serves metrics. `None` means no TCP address.
     pub metrics_address: Option<SocketAddr>,
-    /// Whether each container has metrics.
+    /// Whether the plugin serves metrics for each container.
     pub container_metrics: bool,
     /// Absolute path of the file with the credentials for Kubernetes Events. `None` uses the
     /// service account of the plugin's pod. Outside of a pod, `None` disables Events.

@@ -51,7 +51,8 @@ impl Config {
         if found.is_empty() {
             Ok(config)
         } else {
-            // Parsing stops at a syntax error, so the syntax error is already the last mistake.
+            // Parsing stops at a syntax error, so a syntax error is always the last mistake and
+            // needs no sorting.
             Err(errors(found))
         }
     }
@@ -63,7 +64,7 @@ impl Config {
 pub(super) struct RawConfig(pub(super) Vec<(Spanned<String>, Spanned<RawValue>)>);
 
 impl RawConfig {
-    /// Reads the fields up to the first YAML error. Returns the error too.
+    /// Reads the fields up to the first YAML error. Returns the fields and the error.
     fn read(text: &str) -> (Self, Option<FieldError>) {
         let mut raw = Self::default();
         let result = serde_saphyr::with_deserializer_from_str_with_options(
@@ -98,7 +99,7 @@ fn options() -> Options {
     }
 }
 
-/// Returns the mistake from a message of the YAML library, without position and advice.
+/// Returns a message of the YAML library without the position and the advice in it.
 pub(crate) fn complaint(message: &str) -> &str {
     let line = message.lines().next().unwrap_or_default();
     let end = [" at line ", ", expected ", ";"]
@@ -109,7 +110,8 @@ pub(crate) fn complaint(message: &str) -> &str {
     line[..end].trim()
 }
 
-/// Collects fields into the caller's list, which keeps the fields before a syntax error.
+/// Collects fields into the caller's list. After a syntax error, the list still contains the fields
+/// before the error.
 impl<'de> DeserializeSeed<'de> for &mut RawConfig {
     type Value = ();
 

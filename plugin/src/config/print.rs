@@ -1,4 +1,4 @@
-//! Configuration as an equivalent file.
+//! Conversion of a configuration into the text of an equivalent file.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use crate::config::fields::{FIELDS, Field};
 use crate::config::model::Config;
 use crate::config::setting::Value;
 
-/// Writes the effective configuration as an equivalent file.
+/// Writes the configuration as the text of an equivalent file.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for field in FIELDS {
@@ -113,7 +113,7 @@ mod tests {
                     max_limit_request_ratio: seen.0,
                     metrics_address: seen.1,
                     container_metrics: seen.2,
-                    // At least the sum of `reserved`.
+                    // The amount must be at least the sum of `reserved`.
                     node_guard: seen.3.map(|most| {
                         Bytes::new(system.as_ref().map_or(1, |(_, memory)| *memory).max(most))
                     }),

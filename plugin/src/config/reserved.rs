@@ -1,9 +1,9 @@
-//! Protection of cgroups beside the pods.
+//! Protection of cgroups outside kubepods.
 
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::Bytes;
 
-/// A cgroup beside the pods and its protection.
+/// A cgroup outside kubepods, and the protection of this cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reserved {
     /// Owner of the reservation.
@@ -14,7 +14,7 @@ pub struct Reserved {
     pub memory: Bytes,
 }
 
-/// Owner of a reservation beside the pods.
+/// Owner of a memory reservation that is not for pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// The operating system (`systemReserved`).

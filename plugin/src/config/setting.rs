@@ -1,4 +1,4 @@
-//! Checked values of fields, and their conversion from and to settings.
+//! Checked values of fields, and the conversion between these values and the settings in `Config`.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ pub(super) enum Value {
     /// Percentage.
     Share(u64),
     Time(Duration),
-    /// Word of a choice.
+    /// One of the words that a field accepts.
     Word(String),
     /// Text that may contain any character.
     Text(String),
@@ -36,8 +36,8 @@ pub(super) enum Value {
 pub(super) const AUTO: &str = "auto";
 
 impl Value {
-    /// Stores the value in a setting. The check of a field returns only values
-    /// that fit the setting of its field.
+    /// Stores the value in a setting. The value always fits, because the check of a field returns
+    /// only values that the field's setting accepts.
     pub(super) fn store<T: Setting>(self, setting: &mut T) {
         if let Some(value) = T::from_value(self) {
             *setting = value;
@@ -64,7 +64,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// Type of a setting in [`Config`](crate::config::Config) that a field sets.
+/// Type of a setting in [`Config`](crate::config::Config).
 pub(super) trait Setting: Sized {
     /// Converts a checked value. Returns `None` if the value has another type.
     fn from_value(value: Value) -> Option<Self>;
@@ -96,7 +96,7 @@ scalar_settings! {
     Duration => Time,
 }
 
-/// Implements [`Setting`] for types whose values have names.
+/// Implements [`Setting`] for types whose values have names in the configuration.
 macro_rules! choice_settings {
     ($($setting:ty,)+) => {$(
         impl Setting for $setting {
@@ -166,8 +166,8 @@ impl Setting for Ceiling {
     }
 }
 
-/// Implements [`Setting`] for types that a mapping describes. The fields of the mapping replace the
-/// defaults afterwards.
+/// Implements [`Setting`] for types that a mapping describes. A new value has the defaults. The
+/// fields of the mapping then replace the defaults.
 macro_rules! mapping_settings {
     ($($setting:ty,)+) => {$(
         impl Setting for $setting {

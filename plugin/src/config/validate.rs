@@ -13,8 +13,8 @@ use crate::config::parse::RawConfig;
 use crate::config::reserved::{Owner, Reserved};
 
 impl RawConfig {
-    /// Converts the fields into a configuration. Reports fields with mistakes, which keep their
-    /// defaults.
+    /// Converts the fields into a configuration. Reports fields with mistakes. These fields keep
+    /// their defaults.
     pub(super) fn validate(self) -> (Config, Vec<FieldError>) {
         let mut draft = Draft::default();
         let mut errors = Errors::default();
@@ -77,8 +77,8 @@ impl Errors {
         self.errors.push(FieldError { line, field: Some(excerpt(field)), expected, found });
     }
 
-    /// Returns the protection of a cgroup. Reports a path without its amount, and an amount without
-    /// its path.
+    /// Returns the protection of a reserved cgroup. Reports a path without an amount, and an amount
+    /// without a path.
     fn check_reserved(
         &mut self,
         draft: DraftReserved,
@@ -100,7 +100,8 @@ impl Errors {
         None
     }
 
-    /// Reports a `nodeGuard` that keeps less memory from pods than the reserved cgroups need.
+    /// Reports a `nodeGuard` that is less than the memory for which the reserved cgroups have
+    /// protection.
     fn check_guard(&mut self, config: &Config) {
         let reserved = config.reserved_in_all();
         if let (Some(kept), Some(line)) = (config.node_guard, self.line(GUARD.name))
@@ -116,7 +117,7 @@ impl Errors {
         }
     }
 
-    /// Reports an OOM rescue that raises nothing, and an OOM rescue without `raisePodLimits`.
+    /// Reports an `oomRescue` that can raise no limit, and an `oomRescue` without `raisePodLimits`.
     fn check_rescue(&mut self, config: &Config) {
         let Some(rescue) = &config.oom_rescue else { return };
         if let Some(line) = self.line(RESCUE.name)
@@ -126,7 +127,8 @@ impl Errors {
             let expected = "a factor above 1, or a minimum above 0".to_owned();
             self.add(line, RESCUE.name, Mistake { expected, found: "neither".to_owned() });
         } else if let (false, Some(line)) = (config.raise_pod_limits, self.line(RAISE.name)) {
-            // A pod's limit also bounds its containers, so a rescue must raise both limits.
+            // The limit of a pod also applies to each of its containers, so an OOM rescue must
+            // raise both limits.
             let expected = format!("true beside {}, which raises both limits", RESCUE.name);
             self.add(line, RAISE.name, Mistake { expected, found: "false".to_owned() });
         }
@@ -152,7 +154,7 @@ fn nearest_field(unknown: &str) -> Option<&'static str> {
             let (name, unknown) = (field.name.to_lowercase(), excerpt(unknown).to_lowercase());
             (strsim::damerau_levenshtein(&name, &unknown), field.name)
         })
-        // A difference of more than half of a short name is not a typing error.
+        // For a short name, a difference of more than half of the letters is no typing error.
         .filter(|(distance, name)| *distance <= 4.min(name.len() / 2))
         .min()
         .map(|(_, name)| name)
@@ -173,7 +175,7 @@ mod tests {
             "f.yaml:1: systemReservedCgroup: expected systemReserved beside it, found none\n\
              f.yaml:2: kubeReserved: expected kubeReservedCgroup beside it, found none"
         );
-        // An invalid amount is reported once. The field does not count as missing.
+        // The parser reports an invalid amount once. The field does not also count as missing.
         let error =
             parse("systemReservedCgroup: /system.slice\nsystemReserved: {memory: 0}").unwrap_err();
         assert_eq!(error.lines().count(), 1, "{error}");

@@ -42,7 +42,7 @@ impl RawValue {
     }
 }
 
-/// Name of the value in messages.
+/// Writes the value as messages show it.
 impl fmt::Display for RawValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

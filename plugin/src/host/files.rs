@@ -1,4 +1,5 @@
-//! Readers for files and directories of the node, with bounds on size and number.
+//! Readers for files and directories of the node. The size of files and the number of directory
+//! entries are limited.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -40,7 +41,7 @@ impl From<io::Error> for Unreadable {
     }
 }
 
-/// Reads a text file. Bytes that are no UTF-8 become replacement characters.
+/// Reads a text file. Replaces bytes that are no UTF-8 with replacement characters.
 pub(crate) fn read(path: &Path) -> Text {
     Ok(read_bytes(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
@@ -110,7 +111,8 @@ pub(crate) fn list(path: &Path) -> Result<Vec<String>, Unreadable> {
     Ok(names)
 }
 
-/// Returns the location of a node's path below `host`. A `..` in the path cannot leave `host`.
+/// Returns where a path on the node lies below `host`, the root of the node's file system. A `..`
+/// in the path cannot leave `host`.
 pub(crate) fn below(host: &Path, path: &str) -> PathBuf {
     let mut inside = PathBuf::new();
     for component in Path::new(path).components() {
@@ -126,10 +128,10 @@ pub(crate) fn below(host: &Path, path: &str) -> PathBuf {
 }
 
 /// Returns the file to which a symbolic link leads. An absolute target is relative to `host`, as it
-/// is on the node. Follows links only in the last part of the path.
+/// is on the node. Follows a link only if the last part of the path is a link.
 pub(crate) fn follow_link(host: &Path, path: &Path) -> PathBuf {
     let mut path = path.to_owned();
-    // The kernel gives up after 40 links, too. The caller then gets an error from the kernel.
+    // Like the kernel, give up after 40 links. The caller then gets an error from the kernel.
     for _ in 0..40 {
         let Ok(target) = fs::read_link(&path) else { break };
         path = match path.parent() {
@@ -140,8 +142,8 @@ pub(crate) fn follow_link(host: &Path, path: &Path) -> PathBuf {
     path
 }
 
-/// Returns the node's paths that match a pattern, in the order of a directory walk. Returns `None`
-/// if the pattern is invalid.
+/// Returns all paths on the node that match a pattern, in the order in which a directory walk finds
+/// them. Returns `None` if the pattern is invalid.
 pub(crate) fn matches(host: &Path, pattern: &str) -> Option<Vec<String>> {
     let root = glob::Pattern::escape(host.to_string_lossy().trim_end_matches('/'));
     let mut paths: Vec<_> =

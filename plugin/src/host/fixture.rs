@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// Writes a file below `host`, with all directories above it.
+/// Writes a file below `host`. Creates missing parent directories.
 pub(super) fn put(host: &Path, path: &str, text: &str) {
     let path = host.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();

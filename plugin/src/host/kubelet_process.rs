@@ -1,4 +1,4 @@
-//! Running kubelet processes with their flags and drop-ins.
+//! Kubelet processes that run on the node, with their flags and the names of their drop-ins.
 
 use std::fs;
 use std::io;
@@ -59,8 +59,8 @@ impl KubeletProcess {
         Ok(Some(kubelet))
     }
 
-    /// Returns the values of a flag in order. The last value counts, except for flags that take a
-    /// list.
+    /// Returns the values of a flag in the order of the command line. For a flag that does not take
+    /// a list, the kubelet uses the last value.
     pub(crate) fn values<'a>(&'a self, flag: &'a str) -> impl Iterator<Item = &'a str> {
         let arguments = self.arguments.iter().enumerate();
         arguments.filter_map(move |(at, argument)| match argument.strip_prefix(flag)? {
@@ -69,8 +69,8 @@ impl KubeletProcess {
         })
     }
 
-    /// Returns the value of the feature gate `MemoryQoS` in the flags. Flags override configuration
-    /// files.
+    /// Returns the value that the kubelet's flags give to the feature gate `MemoryQoS`. The flags
+    /// override the kubelet's configuration files.
     pub(crate) fn memory_qos(&self) -> GateFlag {
         let gates = self.values("--feature-gates").flat_map(|gates| gates.split(','));
         let pairs = gates.filter_map(|gate| gate.split_once('='));

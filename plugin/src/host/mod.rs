@@ -1,8 +1,9 @@
-//! Facts about the node that do not depend on the plugin. The facts are the container runtimes with
-//! their configuration, systemd units, sockets, NRI plugins and the kubelet's process.
+//! Facts about the node that do not depend on the plugin: container runtimes and their
+//! configuration, systemd units, sockets, NRI plugins and the kubelet's process.
 //!
 //! This folder reads files, connects to sockets and runs a runtime's program to get its version.
-//! [`crate::commands::doctor`] judges the facts, and [`crate::commands::install`] changes the node.
+//! [`crate::commands::doctor`] judges the facts, and [`crate::commands::install`] changes the
+//! configuration of the node.
 
 pub(crate) mod files;
 #[cfg(test)]

@@ -13,8 +13,8 @@ pub(crate) const PLUGINS: &str = "/opt/nri/plugins";
 pub(crate) struct NriPlugin {
     /// Path on the node.
     pub(crate) path: String,
-    /// Two digits before the dash in the file name, such as `90` in `90-plimsoll`. Runtimes order
-    /// plugins by this index. `None` if the name has no index.
+    /// Two digits before the dash in the file name, such as `90` in `90-plimsoll`. Runtimes call
+    /// plugins in the order of this index. `None` if the name has no index.
     pub(crate) index: Option<String>,
     /// File name without the index.
     pub(crate) name: String,

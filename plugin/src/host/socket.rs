@@ -1,4 +1,4 @@
-//! State of a unix socket, found by an attempt to connect.
+//! State of a unix socket, determined by an attempt to connect.
 
 use std::io;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub(crate) enum Socket {
 impl Socket {
     /// Connects to the socket and closes the connection.
     pub(crate) fn connect(path: &Path) -> Self {
-        // A server that accepts no connections must not block the check.
+        // A server that accepts no connections must not block this function.
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let connected = SocketAddrUnix::new(path).and_then(|address| {
             let socket =

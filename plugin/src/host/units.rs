@@ -49,9 +49,9 @@ impl fmt::Display for UnitError {
     }
 }
 
-/// Returns the advice for the plugin's unit that is masked by the file at `path`.
+/// Returns the advice for the operator if the file at `path` masks the plugin's unit.
 pub(crate) fn how_to_unmask(path: &str) -> String {
-    // Without `--runtime`, systemctl ignores /run.
+    // Without `--runtime`, `systemctl unmask` ignores files in /run.
     let option = if path.starts_with("run/") { "--runtime " } else { "" };
     format!("run 'systemctl unmask {option}plimsoll', or remove /{}", excerpt(path))
 }
@@ -63,7 +63,7 @@ impl UnitError {
 }
 
 /// Returns the command with which systemd starts a unit, from `ExecStart` in the unit file and its
-/// drop-ins. Ignores drop-ins with the file name `but`. Returns `None` if the unit or its command
+/// drop-ins. Ignores drop-ins whose file name is `but`. Returns `None` if the unit or its command
 /// does not exist.
 ///
 /// # Errors
@@ -89,11 +89,12 @@ pub(crate) fn start_command(
     Ok(command)
 }
 
-/// Returns the unit file that systemd uses, relative to `host`. Returns `None` without a unit.
+/// Returns the path of the unit file that systemd uses. The path is relative to `host`. Returns
+/// `None` if the unit does not exist.
 ///
 /// # Errors
 ///
-/// If the unit is masked, or a file is unreadable.
+/// Fails if the unit is masked, or if a file is unreadable.
 pub(crate) fn unit_file(host: &Path, unit: &str) -> Result<Option<String>, UnitError> {
     match find_unit(host, unit)? {
         Some(path) if is_masked(host, &path) => Err(UnitError::Masked { path }),
@@ -101,7 +102,8 @@ pub(crate) fn unit_file(host: &Path, unit: &str) -> Result<Option<String>, UnitE
     }
 }
 
-/// Returns the unit file that counts, which may be masked, relative to `host`.
+/// Returns the path of the unit file with the highest precedence, which may be masked. The path is
+/// relative to `host`.
 fn find_unit(host: &Path, unit: &str) -> Result<Option<String>, UnitError> {
     for directory in UNIT_DIRECTORIES {
         let path = format!("{directory}/{unit}");
@@ -118,15 +120,16 @@ fn find_unit(host: &Path, unit: &str) -> Result<Option<String>, UnitError> {
     Ok(None)
 }
 
-/// Returns the drop-ins of a unit relative to `host`, in the order in which systemd applies them.
+/// Returns the paths of a unit's drop-ins, in the order in which systemd applies the drop-ins. The
+/// paths are relative to `host`.
 fn find_drop_ins(
     host: &Path,
     unit: &str,
     but: &str,
 ) -> Result<impl Iterator<Item = String>, UnitError> {
     // systemd applies drop-ins in the order of their file names, independent of their directories.
-    // If several directories have a file of the same name, only the file in the first directory
-    // counts.
+    // If several directories have a file of the same name, systemd uses only the file in the first
+    // directory.
     let mut drop_ins = BTreeMap::new();
     for directory in UNIT_DIRECTORIES.map(|directory| format!("{directory}/{unit}.d")) {
         let files = list(&host.join(&directory))

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Version as major, minor and patch number.
+/// Version that consists of a major, a minor and a patch number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub(crate) u64, pub(crate) u64, pub(crate) u64);
 

@@ -1,16 +1,16 @@
 //! Finds the cgroups of the kubelet's pods. No other module searches the hierarchy for pods.
 //!
-//! The kubelet puts the cgroup of all pods below its `--cgroup-root`. The names depend on its
-//! cgroup driver:
+//! The kubelet puts the cgroup of all pods below its `--cgroup-root`. The name of this cgroup
+//! depends on the kubelet's cgroup driver:
 //!
 //! - cgroupfs: `kubepods`, such as `/kubepods` or `/kubelet/kubepods`;
 //! - systemd: `kubepods.slice`, or below a cgroup root `PREFIX-kubepods.slice`, such as
 //!   `/kubelet.slice/kubelet-kubepods.slice`.
 //!
-//! The search goes down the hierarchy level by level and ends at the first level with such a name.
-//! A Kubernetes node may run in a container of this node. So a deeper match belongs to another
-//! node. The search reports a directory that it cannot list as an error, because the directory may
-//! contain pods. An empty result is reliable only without errors.
+//! The search goes down the hierarchy level by level and ends at the first level with one of these
+//! names. A deeper match belongs to another Kubernetes node, which may run in a container of this
+//! node. The search reports a cgroup that it cannot list as an error, because this cgroup may
+//! contain pods. An empty result is reliable only if the search reports no error.
 //!
 //! Source: `pkg/kubelet/cm/cgroup_manager_linux.go` of Kubernetes (`NewCgroupName`, `ToSystemd`).
 
@@ -30,13 +30,14 @@ const MAX_SEARCHED: usize = 4096;
 /// Length of a container's ID, which consists of hexadecimal digits.
 const ID: usize = 64;
 
-/// Result of a search: the cgroups found, and the places that the search could not read.
+/// Result of a search: the cgroups that the search found, and the errors for cgroups that the
+/// search could not list.
 #[derive(Debug)]
 pub struct CgroupSearch<T> {
-    /// Cgroups found.
+    /// Cgroups that the search found.
     pub found: Vec<T>,
-    /// Places that the search could not read. With such places, more cgroups may exist than the
-    /// search found.
+    /// Errors for cgroups that the search could not list. If there are errors, more cgroups may
+    /// exist than the search found.
     pub problems: Vec<CgroupError>,
 }
 
@@ -46,8 +47,8 @@ impl<T> Default for CgroupSearch<T> {
     }
 }
 
-/// Returns whether a cgroup with this name cannot contain pods of this node's kubelet. Such cgroups
-/// hold the processes of a container or of a session.
+/// Returns whether a cgroup with this name cannot contain pods of this node's kubelet. These
+/// cgroups contain the processes of a container or of a login session.
 fn is_leaf(name: &str) -> bool {
     let is_id =
         name.len() >= ID && name.bytes().rev().take(ID).all(|byte| byte.is_ascii_hexdigit());
@@ -91,8 +92,8 @@ pub fn find(root: &CgroupRoot) -> CgroupSearch<CgroupPath> {
     answer
 }
 
-/// Finds the cgroups of pods. Searches the cgroups of all pods that [`find`] finds, and the `known`
-/// cgroups of all pods.
+/// Finds the cgroups of single pods. Searches below each kubepods cgroup: those that [`find`]
+/// finds, and those in `known`.
 pub fn pods(
     root: &CgroupRoot,
     known: impl IntoIterator<Item = CgroupPath>,
@@ -115,7 +116,8 @@ pub fn pods(
     answer
 }
 
-/// Finds the child cgroups of pods. Returns each cgroup with the ID in its name.
+/// Finds the child cgroups of pods: the cgroups of containers and sandboxes. Returns each cgroup
+/// together with the ID in the cgroup's name.
 pub fn containers(
     root: &CgroupRoot,
     known: impl IntoIterator<Item = CgroupPath>,

@@ -1,5 +1,5 @@
-//! Information from this node's kubelet: its configuration, its records and the cgroups of its
-//! pods. This folder only reads.
+//! Information from this node's kubelet: the kubelet's configuration, its checkpoints and the
+//! cgroups of its pods. This folder only reads.
 
 pub mod checkpoint;
 pub mod kubepods;

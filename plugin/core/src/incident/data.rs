@@ -1,4 +1,4 @@
-//! Incidents that the plugin reports, with their numbers.
+//! Incidents that the plugin reports, each with the amounts that its message shows.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::units::{Bytes, CpuMax, Knob, Limit};
 /// A memory limit that is lower than the usage of a container, of a pod or of all pods.
 #[derive(Clone, Copy, Debug)]
 pub struct LowerLimit {
-    /// Limit that was requested.
+    /// The lower limit, which is not in force.
     pub limit: Limit,
     /// Limit in force.
     pub in_force: Limit,
@@ -21,16 +21,16 @@ pub struct LowerLimit {
 /// An incident to report.
 #[derive(Clone, Debug)]
 pub enum Incident {
-    /// The plugin refused a limit decrease that would OOM-kill.
+    /// The plugin refused a limit decrease that would cause an OOM kill.
     CutRejected(LowerLimit),
-    /// The plugin deferred a limit decrease that would OOM-kill now.
+    /// The plugin deferred a limit decrease that would cause an OOM kill now.
     CutDeferred(LowerLimit),
-    /// The plugin gave up a deferred limit. The limit had waited too long, or the plugin had
-    /// stopped setting values.
+    /// The plugin gave up a deferred limit. The deadline for the limit (`shrinkDeadline`) had
+    /// passed, or the plugin had stopped setting values.
     CutGivenUp(LowerLimit),
-    /// A deferred limit is in force.
+    /// A limit that the plugin had deferred is now in force.
     CutApplied {
-        /// The limit that was deferred.
+        /// The limit that the plugin had deferred.
         desired: Bytes,
         /// The limit in force.
         observed: Limit,
@@ -70,7 +70,7 @@ pub enum Incident {
         desired: Limit,
         /// Value that the file has.
         observed: Limit,
-        /// Number of repairs.
+        /// Number of times that the plugin repaired the file.
         repairs: u32,
     },
     /// Another program keeps lowering the `cpu.max` of a pod, so the plugin leaves the file alone.
@@ -82,7 +82,7 @@ pub enum Incident {
         /// Number of times that the plugin raised the value.
         repairs: u32,
     },
-    /// `Contended` for a cgroup above the pods, where the other program may be the kubelet.
+    /// Another program, perhaps the kubelet, keeps changing a file of a cgroup above the pods.
     /// [`Incident::of_subject`] makes this variant from `Contended`.
     ContendedWithKubelet {
         /// The file.
@@ -91,19 +91,19 @@ pub enum Incident {
         desired: Limit,
         /// Value that the file has.
         observed: Limit,
-        /// Number of repairs.
+        /// Number of times that the plugin repaired the file.
         repairs: u32,
     },
     /// The kernel OOM-killed processes of a container.
     Killed {
         /// Limit of the container.
         limit: Option<Limit>,
-        /// True for a kill by the limit of the container or its pod. False for a kill by a limit
-        /// above, or for a node without free memory.
+        /// True if the limit of the container or its pod caused the kill. False if the limit of a
+        /// higher cgroup or a lack of free memory on the node caused the kill.
         by_own_limit: bool,
         /// Number of kills within `window`.
         kills: usize,
-        /// Time within which kills count.
+        /// Time window in which the plugin counts kills.
         window: Duration,
     },
     /// The plugin raised the limit of a container that is OOM-killed repeatedly.
@@ -116,10 +116,11 @@ pub enum Incident {
         desired: Bytes,
         /// Number of kills within `window`.
         kills: usize,
-        /// Time within which kills count.
+        /// Time window in which the plugin counts kills.
         window: Duration,
     },
-    /// A container is OOM-killed repeatedly, but its limit may not be raised further.
+    /// A container is OOM-killed repeatedly, but the plugin may not raise the container's limit
+    /// further.
     AtCeiling {
         /// Limit of the container.
         observed: Bytes,
@@ -129,7 +130,7 @@ pub enum Incident {
         free: Bytes,
         /// Number of kills within `window`.
         kills: usize,
-        /// Time within which kills count.
+        /// Time window in which the plugin counts kills.
         window: Duration,
     },
     /// A container's limit is above node allocatable.
@@ -155,18 +156,20 @@ pub enum Incident {
         /// Limit before the change.
         observed: Limit,
     },
-    /// The limit of `nodeGuard` waits, because all pods together use more memory than this limit.
+    /// The plugin does not set the limit of `nodeGuard` yet, because all pods together use more
+    /// memory than this limit.
     GuardWaits(LowerLimit),
     /// The plugin restored the limit that all pods together have without `nodeGuard`.
     Unguarded {
-        /// Limit that was written.
+        /// Limit that the plugin wrote.
         desired: Limit,
-        /// Limit that was read back.
+        /// Limit that the plugin read after the write.
         observed: Limit,
     },
-    /// A container was throttled at `memory.high`, so the plugin raised its `memory.high`.
+    /// A container was throttled at `memory.high`, so the plugin raised this `memory.high`.
     Released(HighChange),
-    /// The plugin restored the original `memory.high` of a released container.
+    /// The plugin had raised the `memory.high` of a throttled container, and now restored the
+    /// original value.
     PutBack(HighChange),
 }
 
@@ -179,14 +182,14 @@ pub struct HighChange {
     pub observed: Limit,
     /// Usage of the container.
     pub usage: Bytes,
-    /// Share of the last ten seconds in which all tasks of the container waited for memory, in
-    /// percent.
+    /// Percentage of the last ten seconds during which all tasks of the container waited for
+    /// memory.
     pub stalled: f64,
 }
 
 impl Incident {
-    /// Returns the variant of the incident for this subject. Above the pods, `Contended` becomes
-    /// `ContendedWithKubelet`.
+    /// Returns the incident as the variant for this subject. For a cgroup above the pods,
+    /// `Contended` becomes `ContendedWithKubelet`.
     pub fn of_subject(&self, subject: &Subject) -> Self {
         match (self, &subject.cgroup) {
             (

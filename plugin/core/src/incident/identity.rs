@@ -5,7 +5,7 @@ use super::kind::IncidentKind;
 use crate::units::{CPU_MAX, Knob, Limit};
 
 /// Identity of an incident: kind, requested limit and file. Incidents that differ only in other
-/// numbers have the same identity.
+/// amounts, such as the usage, have the same identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     kind: IncidentKind,
@@ -21,7 +21,7 @@ impl Identity {
 }
 
 impl Incident {
-    /// Returns the identity, which stays the same when the incident repeats with other numbers.
+    /// Returns the identity, which stays the same when the incident repeats with other amounts.
     pub const fn identity(&self) -> Identity {
         let requested = match self {
             Self::CutRejected(cut) | Self::CutDeferred(cut) | Self::CutGivenUp(cut) => {

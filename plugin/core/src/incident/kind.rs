@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Kind of an incident, as `plimsoll status` and the reason of Kubernetes Events show it. The names
-/// are stable.
+/// Kind of an incident. `plimsoll status` and the reason of Kubernetes Events show the name of the
+/// kind. Later versions of the plugin keep the names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each is an `Incident` without its numbers")]
 pub enum IncidentKind {

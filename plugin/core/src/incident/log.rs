@@ -10,7 +10,7 @@ use crate::units::Bytes;
 /// Fields of a log message.
 #[derive(Debug, Default)]
 pub struct Fields {
-    /// Name of the file that changed.
+    /// Name of the cgroup file.
     pub knob: Option<&'static str>,
     /// Value that the file should have.
     pub desired: Option<String>,
@@ -30,26 +30,26 @@ pub struct Fields {
     pub most: Option<f64>,
     /// Node allocatable.
     pub allocatable: Option<String>,
-    /// Share of time spent waiting for memory, in percent.
+    /// Percentage of time that all tasks of the container waited for memory.
     pub stalled: Option<f64>,
-    /// Number of repairs.
+    /// Number of times that the plugin repaired the file.
     pub repairs: Option<u32>,
     /// Owner of the limit that caused an OOM kill.
     pub by: Option<&'static str>,
     /// Highest limit that the container may have.
     pub ceiling: Option<Bytes>,
-    /// Node allocatable that no container has requested.
+    /// Part of node allocatable that no container has requested.
     pub free: Option<Bytes>,
     /// Number of OOM kills within `window`.
     pub kills: Option<usize>,
-    /// Time within which OOM kills count.
+    /// Time window in which the plugin counts OOM kills.
     pub window: Option<Duration>,
     /// Result of the plugin's attempt to change a value.
     pub outcome: Option<Outcome>,
 }
 
 impl Fields {
-    /// Returns the fields of a limit decrease and its outcome.
+    /// Returns the fields for a limit decrease with this outcome.
     fn of_limit(cut: &LowerLimit, outcome: Outcome) -> Self {
         Self {
             usage: Some(cut.usage.current),
@@ -69,7 +69,7 @@ impl Fields {
         }
     }
 
-    /// Returns the fields of a desired and an observed value.
+    /// Returns the fields for a desired value and an observed value.
     fn of_change(
         desired: &dyn fmt::Display,
         observed: &dyn fmt::Display,

@@ -1,11 +1,11 @@
-//! Message about an incident for people.
+//! Message for people about an incident.
 
 use std::fmt;
 
 use super::data::{Incident, LowerLimit};
 use crate::units::{Bytes, CPU_MAX, Knob, Limit};
 
-/// Message for people, with amounts as quantities and without log fields.
+/// Writes the message for people. Amounts are Kubernetes quantities, and there are no log fields.
 impl fmt::Display for Incident {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -66,7 +66,8 @@ fn quantity(limit: &Limit) -> String {
     limit.bytes().map_or_else(|| "max".to_owned(), Bytes::quantity)
 }
 
-/// Writes the message about a limit decrease that would OOM-kill. `verb` is the plugin's action.
+/// Writes the message about a limit decrease that would cause an OOM kill. `verb` names the
+/// plugin's action.
 fn decrease(f: &mut fmt::Formatter<'_>, verb: &str, cut: &LowerLimit) -> fmt::Result {
     write!(
         f,

@@ -1,4 +1,4 @@
-//! Incident with its subject, as a return value of code that holds a lock.
+//! Incident with its subject, for code that holds a lock and cannot report the incident itself.
 
 use super::data::Incident;
 use super::subject::Subject;

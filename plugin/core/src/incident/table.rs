@@ -14,10 +14,10 @@ pub struct Properties {
     pub kind: IncidentKind,
     /// Whether the incident requires action by the operator or the pod's owner.
     pub is_warning: bool,
-    /// Action of the Kubernetes Event. `None` means that no Event is written.
+    /// Action of the Kubernetes Event. `None` means that the plugin writes no Event.
     pub event_action: Option<&'static str>,
-    /// Text of the log message: what happened and what to do. The text has no numbers, so it is
-    /// always the same.
+    /// Text of the log message: what happened and what to do. The text contains no amounts, so the
+    /// text of an incident is constant.
     pub text: &'static str,
 }
 
@@ -65,7 +65,8 @@ const RESIZE: Option<&str> = Some("Resize");
 const RESCUE: Option<&str> = Some("Rescue");
 const ADMIT: Option<&str> = Some("Admit");
 const THROTTLE: Option<&str> = Some("Throttle");
-/// No Event. The kubelet itself reports kills, and other incidents concern no pod.
+/// No Kubernetes Event: the kubelet itself reports kills, and the other incidents without an Event
+/// concern no pod.
 const NO_EVENT: Option<&str> = None;
 
 incidents! {
@@ -140,7 +141,8 @@ impl Incident {
         self.properties().is_warning
     }
 
-    /// Returns what happened and what to do. The text has no numbers, so it is always the same.
+    /// Returns what happened and what to do. The text contains no amounts, so the text of an
+    /// incident is constant.
     pub const fn text(&self) -> &'static str {
         match self {
             Self::ContendedWithKubelet { knob: Knob::Max, .. } => CONTENDED_LIMIT_OF_PODS,
@@ -150,7 +152,7 @@ impl Incident {
 }
 
 impl IncidentKind {
-    /// Returns the action of the Kubernetes Event. `None` means that no Event is written.
+    /// Returns the action of the Kubernetes Event. `None` means that the plugin writes no Event.
     pub fn event_action(self) -> Option<&'static str> {
         ALL.iter().find(|properties| properties.kind == self)?.event_action
     }

@@ -1,4 +1,4 @@
-//! Names of the cgroups above the pods: of all pods, and of the QoS classes.
+//! Names of the cgroups above the pods: the cgroup of all pods, and the cgroups of the QoS classes.
 
 use super::path::CgroupPath;
 
@@ -10,7 +10,8 @@ pub fn is_kubepods(name: &str) -> bool {
     }
 }
 
-/// Returns the cgroups of the QoS classes Burstable and BestEffort in a cgroup of all pods.
+/// Returns the two child cgroups in which a cgroup of all pods holds the Burstable and the
+/// BestEffort pods.
 pub fn classes(kubepods: &CgroupPath) -> impl Iterator<Item = CgroupPath> {
     let stem = kubepods.name().strip_suffix(".slice");
     ["burstable", "besteffort"].into_iter().filter_map(move |class| match stem {
@@ -19,7 +20,7 @@ pub fn classes(kubepods: &CgroupPath) -> impl Iterator<Item = CgroupPath> {
     })
 }
 
-/// Returns whether this is a cgroup of all pods or of a QoS class.
+/// Returns whether this cgroup holds all pods, or all pods of a QoS class.
 pub fn is_above_pods(cgroup: &CgroupPath) -> bool {
     let is_class_of = |kubepods: &CgroupPath| {
         is_kubepods(kubepods.name()) && classes(kubepods).any(|class| class == *cgroup)

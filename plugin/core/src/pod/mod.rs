@@ -1,4 +1,4 @@
-//! Facts about a pod and its containers, with the source of each number.
+//! Facts about a pod and its containers. Each memory request comes with its source.
 
 pub mod kubepods;
 mod path;

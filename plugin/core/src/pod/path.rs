@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::excerpt;
 
-/// Name of the inner cgroup that crun creates in the scope of a container for the processes. crun
-/// gives both cgroups the same values: as systemd properties of the scope and as files of the inner
-/// cgroup.
+/// Name of the inner cgroup, which crun creates in a container's scope and which contains the
+/// container's processes. crun sets the same values twice: as systemd properties of the scope, and
+/// in the files of the inner cgroup.
 pub const SUBGROUP: &str = "container";
 
-/// Path of a cgroup relative to the root, without `.` or `..`.
+/// Path of a cgroup. The path is relative to the root of the hierarchy and contains no `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct CgroupPath(String);
@@ -35,8 +35,8 @@ pub struct InvalidPath(String);
 impl CgroupPath {
     /// Parses `linux.cgroupsPath` of OCI in both of its forms:
     ///
-    /// - with the systemd driver `SLICE:PREFIX:NAME`, which means the scope `PREFIX-NAME.scope` in
-    ///   this slice;
+    /// - with the systemd driver: `SLICE:PREFIX:NAME`, which means the scope `PREFIX-NAME.scope` in
+    ///   the slice `SLICE`;
     /// - otherwise a path, where a leading `/` means the root of the hierarchy.
     ///
     /// # Errors
@@ -69,13 +69,13 @@ impl CgroupPath {
         Self("system.slice".to_owned())
     }
 
-    /// Returns the cgroup with this name directly below the root. Returns `None` if no cgroup can
+    /// Returns the child cgroup of the root that has this name. Returns `None` if no cgroup can
     /// have this name.
     pub fn top(name: &str) -> Option<Self> {
         is_part(name).then(|| Self(name.to_owned()))
     }
 
-    /// Returns the root itself. This path is only for messages and is never opened.
+    /// Returns the root itself. The plugin uses this path only in messages and never opens it.
     pub const fn root() -> Self {
         Self(String::new())
     }

@@ -1,9 +1,10 @@
-//! Position of a pod in the cgroup tree.
+//! Position of a pod's cgroup in the cgroup hierarchy.
 
 use super::path::CgroupPath;
 use super::qos::QosClass;
 
-/// Position of a pod in the cgroup tree: its cgroup and the ancestors up to kubepods.
+/// Position of a pod's cgroup in the cgroup hierarchy: the cgroup itself and its ancestors up to
+/// kubepods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodPlace {
     cgroup: CgroupPath,
@@ -13,8 +14,9 @@ pub struct PodPlace {
 }
 
 impl PodPlace {
-    /// Creates the place of a pod of `class` with this cgroup. Guaranteed pods lie directly in
-    /// kubepods, other pods in their class's cgroup. Returns `None` if the path has too few parts.
+    /// Creates the position of the `cgroup` of a pod. `class` is the pod's class. The cgroups of
+    /// Guaranteed pods lie directly in kubepods, and the cgroups of other pods lie in the cgroup of
+    /// their class. Returns `None` if the path has too few parts.
     pub fn new(cgroup: CgroupPath, class: QosClass) -> Option<Self> {
         let parent = cgroup.parent()?;
         let (class_cgroup, kubepods) = match class {
@@ -37,7 +39,7 @@ impl PodPlace {
         self.class
     }
 
-    /// Returns the cgroup of the pod's class. Guaranteed pods have none.
+    /// Returns the cgroup of the pod's class. Returns `None` for a Guaranteed pod.
     pub fn class_cgroup(&self) -> Option<&CgroupPath> {
         self.class_cgroup.as_ref()
     }

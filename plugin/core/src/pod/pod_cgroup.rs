@@ -1,4 +1,4 @@
-//! Name of a pod's cgroup, which contains the pod's identifier and class.
+//! Class and identifier of a pod, read from the name of the pod's cgroup.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -34,7 +34,7 @@ impl fmt::Display for PodUid {
     }
 }
 
-/// Class and identifier of a pod, which the kubelet encodes in the name of the pod's cgroup.
+/// Class and identifier of a pod. The kubelet encodes both in the name of the pod's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodCgroup {
     /// The pod's class, which decides under which parent cgroup the kubelet puts the pod.
@@ -47,13 +47,13 @@ impl PodCgroup {
     /// Parses the cgroup parent that the runtime reports for a pod (`pod.linux.cgroup_parent` in
     /// NRI).
     ///
-    /// The names of both kubelet cgroup drivers are accepted, below any `--cgroup-root`:
+    /// Accepts the names that the kubelet uses with each cgroup driver, below any `--cgroup-root`:
     ///
     /// - systemd: `kubepods-burstable-pod<uid with _ for ->.slice`, alone or at the end of a path;
     /// - cgroupfs: `/kubepods/burstable/pod<uid>`.
     ///
-    /// Names of Guaranteed pods contain no class, and their cgroups lie directly below `kubepods`.
-    /// Returns `None` if the kubelet did not create this cgroup. Sources: Kubernetes
+    /// Cgroup names of Guaranteed pods contain no class, and these cgroups lie directly below
+    /// `kubepods`. Returns `None` if the kubelet did not create this cgroup. Sources: Kubernetes
     /// `pkg/kubelet/cm/cgroup_manager_linux.go` and `pod_container_manager_linux.go`.
     pub fn parse(cgroup_parent: &str) -> Option<Self> {
         let path = cgroup_parent.trim_end_matches('/');
@@ -67,8 +67,8 @@ impl PodCgroup {
         Self::below(path.rsplit('/').skip(1), name.strip_prefix("pod")?.to_owned())
     }
 
-    /// Builds the result from the pod's identifier and its `ancestors`. `ancestors` are the names
-    /// above the pod, nearest first.
+    /// Builds the result from the pod's identifier and from `ancestors`. `ancestors` are the names
+    /// of the cgroups above the pod's cgroup, nearest first.
     fn below<'a>(mut ancestors: impl Iterator<Item = &'a str>, uid: String) -> Option<Self> {
         let class = match ancestors.next()? {
             "kubepods" => QosClass::Guaranteed,

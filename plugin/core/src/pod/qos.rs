@@ -23,9 +23,9 @@ impl QosClass {
     /// Returns the class of a pod from the CPU and memory requests and limits of its containers.
     ///
     /// The rule is `ComputePodQOS` in Kubernetes' `pkg/apis/core/v1/helper/qos`. Init containers
-    /// count, ephemeral containers do not. Zero counts as not set.
+    /// count, ephemeral containers do not. A request or a limit of zero counts as not set.
     ///
-    /// The caller must first default missing requests to the limits, as the API server does.
+    /// The caller must first set missing requests to the limits, as the API server does.
     pub fn from_resources<'a>(containers: impl IntoIterator<Item = &'a SpecResources>) -> Self {
         let mut any = false;
         let mut every_limit_given = true;

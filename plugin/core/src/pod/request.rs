@@ -1,10 +1,10 @@
-//! Memory request of a container, with the source of the number.
+//! Memory request of a container, and the source from which the plugin got it.
 
 use std::fmt;
 
 use crate::units::{Bytes, Limit};
 
-/// Memory request of a container, with its source and its error bound.
+/// Memory request of a container: lower bound, upper bound and source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The request in bytes. For a request that is not exact, this is the lower bound, so the
@@ -17,7 +17,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Creates a request that is known to the byte.
+    /// Creates a request of exactly this amount.
     pub const fn exact(bytes: Bytes, provenance: Provenance) -> Self {
         Self { bytes, at_most: bytes, provenance }
     }
@@ -48,25 +48,26 @@ impl fmt::Display for Request {
 /// Source of a memory request. `Display` writes a stable lowercase label for logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Provenance {
-    /// The kubelet's checkpoint. Exact.
+    /// The kubelet's checkpoint. The request is exact.
     Checkpoint(CheckpointFile),
-    /// `memory.min` or `memory.low` in the unified map that the kubelet sent. Exact.
+    /// `memory.min` or `memory.low` in the unified map that the kubelet sent. The request is exact.
     Unified,
-    /// The pod's annotation `memory-request.plimsoll.nri.io`. Exact, but only as reliable as the
-    /// author of the pod.
+    /// The pod's annotation `memory-request.plimsoll.nri.io`. The request is exact, but only as
+    /// reliable as the author of the pod.
     Annotation,
     /// The QoS class alone: a Guaranteed container requests its limit, a BestEffort container 0.
-    /// Exact.
+    /// The request is exact.
     QosClass,
-    /// Bounds computed from the container's `oom_score_adj`. The bounds differ by a thousandth of
-    /// the node's memory, or by up to three thousandths for the values 3 and 999.
+    /// The container's `oom_score_adj`, from which the plugin computes a lower and an upper bound.
+    /// The bounds differ by a thousandth of the node's memory, or by up to three thousandths for
+    /// the values 3 and 999.
     OomScoreAdj,
-    /// The pod's own specification, which only `plimsoll explain` reads. Exact.
+    /// The pod's own specification, which only `plimsoll explain` reads. The request is exact.
     PodSpec,
 }
 
 impl Provenance {
-    /// Returns the label.
+    /// Returns the label for logs and metrics.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Checkpoint(CheckpointFile::Actuated) => "checkpoint-actuated",
@@ -87,8 +88,8 @@ impl fmt::Display for Provenance {
     }
 }
 
-/// Checkpoint file of the kubelet that holds a record. The files lie in the kubelet's root
-/// directory (`/var/lib/kubelet`).
+/// Checkpoint file in which the kubelet stores the resources of containers. The files lie in the
+/// kubelet's root directory (`/var/lib/kubelet`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CheckpointFile {
     /// `actuated_pods_state` (1.33 and later): written just before the kubelet creates a container.
@@ -112,7 +113,7 @@ impl CheckpointFile {
     }
 }
 
-/// Known memory request and limit of one container.
+/// Memory request and limit of one container, as far as the plugin knows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
     /// The request. `None` means unknown, which differs from zero.

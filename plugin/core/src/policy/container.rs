@@ -10,9 +10,9 @@ use crate::units::{Bytes, Limit, PageSize};
 /// Decides the desired values of a container's memory files.
 ///
 /// - A request above the limit counts as the limit.
-/// - If only bounds of the request are known, protection uses the lower bound. So only requested
-///   memory is protected. `memory.high` is set only above the upper bound, so that requested memory
-///   is never throttled.
+/// - If only bounds of the request are known, protection uses the lower bound, so that only
+///   requested memory is protected. The plugin sets `memory.high` only above the upper bound, so
+///   that the kernel never throttles requested memory.
 /// - If the request is unknown, values that depend on the request stay as they are.
 /// - Node allocatable replaces a missing limit, even for a Burstable container without any request.
 ///   Kubernetes does the same since its fix for BestEffort pods. Before the fix, the kubelet set no
@@ -26,7 +26,7 @@ use crate::units::{Bytes, Limit, PageSize};
 /// container died with 4 KiB of headroom and survived with 1 MiB.
 ///
 /// The headroom covers the other memory charged to the pod, such as the sandbox's pause process.
-/// Memory outside the container does not grow with the limit, so the headroom is an amount and not
+/// This other memory does not grow with the container's limit, so the headroom is an amount and not
 /// a fraction.
 pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Policy) -> Desired {
     let exact = reservation(resources);
@@ -53,7 +53,8 @@ pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Pol
     Desired { min, low, high: throttling(resources, class, node, policy.throttling), claim }
 }
 
-/// Returns the protection for a pod's overhead. The overhead uses the same file as the containers.
+/// Returns the protection for a pod's overhead. The plugin protects the overhead with the same file
+/// as the containers' requests.
 pub fn overhead(bytes: Bytes, class: QosClass, policy: &Policy) -> Protection {
     match (policy.reservation, class) {
         (ReservationPolicy::None, _) => Protection::default(),
@@ -130,9 +131,9 @@ fn throttling(
 
 /// Computes `memory.high` with the kubelet's expression, operation by operation.
 ///
-/// As in the kubelet, the floor comes before the division by the page size. The text of the KEP has
-/// the floor after the division. The conversion to an integer then drops the fraction. The
-/// multiplication wraps as in Go, which only happens with amounts near 2^63.
+/// As in the kubelet, the function rounds down to bytes before the division by the page size. The
+/// KEP rounds down after the division. The conversion of the quotient to an integer then drops the
+/// fraction. With amounts near 2^63, the multiplication overflows and wraps around, as in Go.
 fn memory_high(request: Bytes, limit: Bytes, factor: ThrottlingFactor, page: PageSize) -> i64 {
     let request = request.get() as f64;
     let limit = limit.get() as f64;
@@ -435,8 +436,8 @@ mod tests {
             )
         };
         let most = Bytes::MAX.get();
-        // float64 cannot represent the limit exactly. The kernel rounds to pages, so high and max
-        // become equal.
+        // float64 cannot represent the limit exactly. The kernel rounds both values to pages, so
+        // `memory.high` and `memory.max` become equal.
         let near = Bytes::new(most - 4096).saturating_add(Bytes::new(1));
         assert_eq!(wanted(0, Some(most - 4096)).high.setting, set(near));
         assert_eq!(wanted(most, None).high.setting, Setting::Default);

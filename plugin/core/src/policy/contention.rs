@@ -1,9 +1,9 @@
-//! Back-off for repairs of values that another program changes. The plugin repairs a few times with
-//! increasing delays and then gives up.
+//! Back-off for repairs of values that another program changes. The plugin repairs a value a few
+//! times with increasing delays and then gives up.
 //!
-//! The runtime also writes values for its client (the kubelet), which does not know the plugin's
-//! desired values. A write for the client is no conflict. The caller announces the write with
-//! [`Contention::expect`], and the next repair is not counted.
+//! The runtime also writes values on behalf of its client, the kubelet. The kubelet does not know
+//! the plugin's desired values, so such a write is no conflict. The caller announces the write with
+//! [`Contention::expect`]. The module then does not count the next repair.
 //!
 //! The module reads no clock: the caller passes the time.
 
@@ -23,7 +23,7 @@ const QUIET: Duration = Duration::from_secs(600);
 pub enum RepairDecision {
     /// Repair the value now.
     Repair,
-    /// The value was repaired recently. Check again after this time.
+    /// Check again after this time, because the plugin repaired the value recently.
     Wait(Duration),
     /// Give up: leave the value, and report the conflict.
     GiveUp,
@@ -35,8 +35,8 @@ pub enum RepairDecision {
 #[derive(Debug)]
 pub struct Contention<K, V> {
     histories: HashMap<K, History<V>>,
-    /// Times of the runtime's writes for its client. An entry stays until `judge` or `settle`
-    /// handles its value.
+    /// Times of the writes that the runtime made on behalf of its client. An entry stays until
+    /// `judge` or `settle` handles the same value.
     expected: HashMap<K, Instant>,
 }
 
@@ -56,8 +56,8 @@ impl<K, V> Default for Contention<K, V> {
 }
 
 impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
-    /// Records that the runtime wrote a value for its client. If the value then differs from the
-    /// desired one, the next repair is not counted as a conflict.
+    /// Records that the runtime wrote a value on behalf of its client. If this value differs from
+    /// the desired one, the next repair does not count as a conflict.
     pub fn expect(&mut self, key: K, now: Instant) {
         self.expected.insert(key, now);
     }
@@ -68,16 +68,17 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         self.expected.contains_key(key)
     }
 
-    /// Records that the value is as desired. Later changes count as changes by another program.
+    /// Records that the value equals the desired value. Later changes count as changes by another
+    /// program.
     pub fn settle(&mut self, key: &K) {
         self.expected.remove(key);
     }
 
     /// Decides what to do about a value that differs from `desired`. `touched` is true if a program
-    /// is known to have written since the last check.
+    /// has certainly written the value since the last check.
     pub fn judge(&mut self, key: K, desired: V, touched: bool, now: Instant) -> RepairDecision {
-        // Repair even after `GiveUp`. The runtime writes only once per request of its client, so
-        // the repair starts no fight.
+        // Repair even after `GiveUp`. The runtime writes only once for each request of its client,
+        // so the runtime does not overwrite the repair again.
         if self.expected.remove(&key).is_some() {
             return RepairDecision::Repair;
         }
@@ -99,7 +100,7 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
             return RepairDecision::Leave;
         }
         // The first two repairs are immediate. An operation that was already under way may have
-        // overwritten the first one.
+        // overwritten the first repair.
         let earliest = match history.repairs {
             0 | 1 => Duration::ZERO,
             repairs => Duration::from_millis(100 << repairs),
@@ -117,7 +118,7 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         RepairDecision::Repair
     }
 
-    /// Returns whether the plugin has given up on a value and leaves it.
+    /// Returns whether the plugin has given up on a value and no longer repairs it.
     pub fn is_left(&self, key: &K, desired: &V, now: Instant) -> bool {
         let is_so = |history: &History<V>| {
             history.given_up
@@ -138,7 +139,7 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         self.expected.remove(key);
     }
 
-    /// Forgets values without recent changes, so that the maps do not grow without bound.
+    /// Forgets values without recent changes, so that the maps do not grow without limit.
     pub fn forget_quiet(&mut self, now: Instant) {
         self.histories.retain(|_, history| now.duration_since(history.last) < QUIET);
         self.expected.retain(|_, since| now.duration_since(*since) < QUIET);
@@ -152,8 +153,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Simulates a program that writes its value at the interval `every` after each repair. Returns
-    /// the decisions until the plugin leaves the value.
+    /// Simulates a program that overwrites each repair after the time `every`. Returns the
+    /// decisions until the plugin leaves the value.
     fn fight(
         every: Duration,
         contention: &mut Contention<&str, u32>,
@@ -234,13 +235,13 @@ mod tests {
         for _ in 0..10 * REPAIRS {
             contention.expect("a", now);
             assert!(contention.is_expected(&"a"));
-            // The repair is immediate and is not counted.
+            // The repair is immediate and does not count as a conflict.
             assert_eq!(contention.judge("a", 1, true, now), RepairDecision::Repair);
             assert_eq!(contention.repairs(&"a"), 0);
             assert!(!contention.is_expected(&"a"));
             now += SECOND / 100;
         }
-        // Each announced write excuses only one repair.
+        // After an announced write, only one repair does not count as a conflict.
         let (verdicts, _) = fight(Duration::ZERO, &mut contention, now);
         assert_eq!(
             verdicts.iter().filter(|verdict| **verdict == RepairDecision::Repair).count(),

@@ -10,32 +10,35 @@ pub const KNOBS: [Knob; 3] = [Knob::Min, Knob::Low, Knob::High];
 /// Desired values of a container's memory files.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Desired {
-    /// `memory.min`: memory below this is never reclaimed. The value is not rounded; the kernel
-    /// rounds it down to pages.
+    /// `memory.min`: the kernel never reclaims memory below this amount. The plugin does not round
+    /// the value; the kernel rounds it down to pages.
     pub min: Decision,
-    /// `memory.low`: memory below this is reclaimed only when no unprotected memory is left. The
-    /// value is not rounded.
+    /// `memory.low`: the kernel reclaims memory below this amount only when no unprotected memory
+    /// is left. The plugin does not round the value.
     pub low: Decision,
-    /// `memory.high`: above this the container is throttled and reclaimed. The value is in whole
-    /// pages.
+    /// `memory.high`: above this amount, the kernel throttles the container and reclaims its
+    /// memory. The value is a multiple of the page size.
     pub high: Decision,
-    /// Protection that the ancestor cgroups need for the container: the exact request without
-    /// headroom. `None` means unknown.
+    /// Protection that the container needs from the cgroups above it. The headroom does not lower
+    /// this amount. `None` means unknown.
     pub claim: Option<Protection>,
 }
 
 impl Desired {
-    /// Returns the desired value of `memory.min`. `None` means keep the current value.
+    /// Returns the desired value of `memory.min`. `None` means that the file keeps its current
+    /// value.
     pub fn min_value(&self) -> Option<Limit> {
         value(self.min.setting, Limit::Bytes(Bytes::ZERO))
     }
 
-    /// Returns the desired value of `memory.low`. `None` means keep the current value.
+    /// Returns the desired value of `memory.low`. `None` means that the file keeps its current
+    /// value.
     pub fn low_value(&self) -> Option<Limit> {
         value(self.low.setting, Limit::Bytes(Bytes::ZERO))
     }
 
-    /// Returns the desired value of `memory.high`. `None` means keep the current value.
+    /// Returns the desired value of `memory.high`. `None` means that the file keeps its current
+    /// value.
     pub fn high_value(&self) -> Option<Limit> {
         value(self.high.setting, Limit::Max)
     }
@@ -46,7 +49,7 @@ impl Desired {
 pub struct Decision {
     /// The action.
     pub setting: Setting,
-    /// The reason, which prints as a sentence with the numbers.
+    /// The reason. `Display` writes the reason as a sentence with the amounts.
     pub reason: Reason,
 }
 
@@ -70,7 +73,8 @@ pub enum Setting {
     /// Set the file to this value.
     Set(Limit),
     /// Use the kernel's default: 0 for `memory.min` and `memory.low`, `max` for `memory.high`. The
-    /// plugin sends no value for a new container, and resets a file that has another value.
+    /// plugin sends no value for a new container, and resets a file whose value differs from the
+    /// default.
     Default,
     /// Keep the current value, because the plugin does not know the desired value.
     LeaveAlone,

@@ -1,37 +1,37 @@
-//! The guard: a limit of all pods together (`nodeGuard`).
+//! The node guard (`nodeGuard`): a memory limit for all pods together.
 
 use serde::{Deserialize, Serialize};
 
 use crate::pod::CgroupPath;
 use crate::units::{Bytes, Limit};
 
-/// The guard's change to kubepods, stored in a file so that a restarted plugin or `plimsoll
-/// restore` can undo the change.
+/// Change that the node guard made to kubepods. The plugin stores the change in a file, so that a
+/// restarted plugin or `plimsoll restore` can undo the change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardRecord {
-    /// Cgroup that the guard has changed.
+    /// Cgroup that the node guard has changed.
     pub cgroup: CgroupPath,
     /// Inode of the cgroup.
     pub inode: u64,
-    /// Value that `memory.max` would have without the guard.
+    /// Value that `memory.max` would have without the node guard.
     pub before: Limit,
-    /// Limits that the guard has set. While the guard limit changes, these are the old and the new
-    /// one.
+    /// Limits that the node guard has set. During a change of the limit, the list holds the old and
+    /// the new limit.
     #[serde(rename = "lines")]
     pub limits: Vec<Bytes>,
 }
 
 impl GuardRecord {
-    /// Path of the record on a node.
+    /// Path of the file that stores the change. The path is relative to the root of the node.
     pub const PATH: &str = "run/plimsoll/guard";
 
-    /// Returns whether `observed` is a limit that the guard has set.
+    /// Returns whether `observed` is a limit that the node guard has set.
     pub fn is_ours(&self, observed: Limit) -> bool {
         self.limits.iter().any(|limit| observed == Limit::Bytes(*limit))
     }
 
-    /// Returns the limit that kubepods would have without the guard. `observed` is its current
-    /// limit.
+    /// Returns the limit that kubepods would have without the node guard. `observed` is the current
+    /// limit of kubepods.
     pub fn without(&self, observed: Limit) -> Limit {
         if self.is_ours(observed) { self.before } else { observed }
     }
@@ -40,22 +40,23 @@ impl GuardRecord {
 /// Action on `memory.max` of kubepods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuardStep {
-    /// The file holds the right value.
+    /// Leave the file, because it has the right value.
     Nothing,
-    /// Set the limit to `limit`. Without the guard, the file would hold `before`.
+    /// Set the limit to `limit`. Without the node guard, the file would hold `before`.
     Set {
         /// Limit to set.
         limit: Bytes,
-        /// Value that the file would hold without the guard.
+        /// Value that the file would hold without the node guard.
         before: Limit,
     },
-    /// Restore the value that the file would hold without the guard.
+    /// Restore the value that the file would hold without the node guard.
     PutBack(Limit),
-    /// Forget the record, because another program has set the file since.
+    /// Delete the stored change, because another program has written the file since.
     Forget,
 }
 
-/// Decides the action. `limit` is the desired guard limit; `None` if no limit is desired.
+/// Decides the action on `memory.max` of kubepods. `limit` is the limit that the node guard should
+/// set, or `None` for no limit.
 pub fn guard_step(
     limit: Option<Bytes>,
     observed: Limit,
@@ -148,7 +149,7 @@ mod tests {
     #[test]
     fn what_the_kubelet_sets_since_is_what_comes_back() {
         let set = record(limit(1000), 900);
-        // A restarted kubelet reserves another amount.
+        // The kubelet was restarted and now reserves another amount.
         assert_eq!(
             guard_step(Some(bytes(900)), limit(1200), Some(&set)),
             GuardStep::Set { limit: bytes(900), before: limit(1200) }
@@ -164,7 +165,7 @@ mod tests {
             assert_eq!(guard_step(None, held, Some(&changing)), GuardStep::PutBack(limit(1000)));
             assert_eq!(changing.without(held), limit(1000));
         }
-        // The limit is set once more, so that the record contains only one limit.
+        // The plugin sets the limit once more, so that the stored change contains only one limit.
         assert_eq!(
             guard_step(Some(bytes(850)), limit(900), Some(&changing)),
             GuardStep::Set { limit: bytes(850), before: limit(1000) }

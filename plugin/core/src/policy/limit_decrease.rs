@@ -6,15 +6,15 @@
 pub use super::stall::{STALLED, ThrottleState};
 use crate::units::{Bytes, Limit};
 
-/// Minimum free memory below a new limit. Below a pod's limit, it covers the pause process. The
-/// margin also covers memory that the container allocates between the last check and the runtime's
-/// write.
+/// Minimum free memory below a new limit. Below a pod's limit, this margin covers the pause
+/// process. The margin also covers memory that the container allocates between the last check and
+/// the runtime's write.
 const LEAST_MARGIN: Bytes = Bytes::new(2 << 20);
 
-/// Divisor for the free part of a limit: 1/25, or 4 %. The kernel's throttling at `memory.high`
-/// grows with the relative excess. An excess of 1 % causes no delay. An excess of 4 % causes a
-/// tenth of a second for every 64 pages. Source: `calculate_high_delay` in the kernel's
-/// `mm/memcontrol.c`.
+/// Divisor of a new limit: 1/25 of the limit, or 4 %, must stay free. The kernel's throttling at
+/// `memory.high` grows with the relative excess. An excess of 1 % causes no delay. An excess of 4 %
+/// causes a delay of a tenth of a second for every 64 pages. Source: `calculate_high_delay` in the
+/// kernel's `mm/memcontrol.c`.
 const MARGIN_PART: u64 = 25;
 
 /// Memory and CPU limits of a container or a pod.
@@ -36,7 +36,7 @@ pub struct Raise {
 }
 
 impl Raise {
-    /// No limit is raised.
+    /// The plugin raises no limit.
     pub const NONE: Self = Self { memory: None, cpu: None };
 }
 
@@ -71,18 +71,19 @@ pub enum DecreaseCheck {
     Kills,
 }
 
-/// Returns whether a limit exceeds `most` times a request. Returns false for a request of 0,
+/// Returns whether a limit is more than `most` times the request. Returns false for a request of 0,
 /// because such a request promises no memory.
 pub fn is_overcommitted(limit: Bytes, request: Bytes, most: f64) -> bool {
     request > Bytes::ZERO && limit.get() as f64 > request.get() as f64 * most
 }
 
-/// Returns the memory that must stay free below a new limit: 4 %, at least 2 MiB.
+/// Returns the memory that must stay free below a new limit: 4 % of the limit, but at least 2 MiB.
 pub fn margin(limit: Bytes) -> Bytes {
     Bytes::new(limit.get() / MARGIN_PART).max(LEAST_MARGIN)
 }
 
-/// Checks a limit decrease to `limit`, with the margin for growth during the decrease.
+/// Checks a limit decrease to `limit`. The margin must stay free, because the usage may grow during
+/// the decrease.
 pub fn check_decrease(limit: Bytes, usage: &Usage) -> DecreaseCheck {
     fits(limit.saturating_sub(margin(limit)), usage)
 }

@@ -1,9 +1,9 @@
 //! Decision on a container's `memory.min`, `memory.low` and `memory.high`: the desired values and
 //! the reasons.
 //!
-//! [`desired`] is a total function of its arguments. The arithmetic equals the kubelet's to the
-//! byte, with its float64 operations in their order on amd64. Source: KEP-2570,
-//! `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
+//! [`desired`] has a result for all arguments and depends on nothing else. To the byte, the
+//! arithmetic equals the kubelet's arithmetic on amd64: the same float64 operations in the same
+//! order. Source: KEP-2570, `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
 
 mod container;
 pub mod contention;

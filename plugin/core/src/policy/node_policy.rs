@@ -12,9 +12,9 @@ use crate::units::{Bytes, PageSize, excerpt};
 pub struct Policy {
     /// Throttling factor. With `None` the plugin never sets `memory.high`.
     pub throttling: Option<ThrottlingFactor>,
-    /// Protection of the request.
+    /// Policy for the protection of the request.
     pub reservation: ReservationPolicy,
-    /// Distance of `memory.min` below the container's limit (`memoryMinHeadroom`).
+    /// Minimum distance between `memory.min` and the container's limit (`memoryMinHeadroom`).
     pub headroom: Bytes,
 }
 
@@ -22,7 +22,7 @@ impl Policy {
     /// Default headroom: twice the amount that measurements found sufficient.
     pub const DEFAULT_HEADROOM: Bytes = Bytes::new(2 << 20);
 
-    /// Policy without protection and throttling: every file has the kernel's default.
+    /// Policy without protection and throttling: every file gets the kernel's default.
     pub const OFF: Self =
         Self { throttling: None, reservation: ReservationPolicy::None, headroom: Bytes::ZERO };
 }
@@ -67,8 +67,8 @@ impl fmt::Display for ReservationPolicy {
     }
 }
 
-/// Throttling factor: the fraction of the way from request to limit at which throttling starts.
-/// Above 0, at most 1.
+/// Throttling factor, above 0 and at most 1. Throttling starts at this fraction of the way from
+/// request to limit.
 ///
 /// A factor of 1 throttles only in the last page below the limit.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -78,7 +78,7 @@ impl ThrottlingFactor {
     /// The default of Kubernetes since 1.27.
     pub const DEFAULT: Self = Self(0.9);
 
-    /// Creates a factor, or returns `None` unless the number is above 0 and at most 1.
+    /// Creates a factor. Returns `None` unless the number is above 0 and at most 1.
     pub fn new(factor: f64) -> Option<Self> {
         (factor > 0.0 && factor <= 1.0).then_some(Self(factor))
     }
@@ -108,11 +108,11 @@ impl FromStr for ThrottlingFactor {
 #[error("expected a number above 0 and at most 1, found '{0}'")]
 pub struct FactorError(String);
 
-/// Properties of the node on which the decision depends.
+/// Properties of the node that affect the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Memory that all pods together may use (node allocatable). Replaces the limit of a container
-    /// without a limit. `None` means unknown.
+    /// Memory that all pods together may use (node allocatable). For a container without a limit,
+    /// this amount replaces the limit. `None` means unknown.
     pub allocatable: Option<Bytes>,
     /// The page size.
     pub page_size: PageSize,

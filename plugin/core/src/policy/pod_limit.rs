@@ -1,37 +1,40 @@
 //! Origin of a pod's limit: the sum of its containers' limits, or a pod-level limit
 //! (`spec.resources`).
 //!
-//! The plugin raises a pod's limit to its containers' current need only if the limit is a sum. A
-//! pod-level limit is deliberately lower, and Kubernetes 1.34 and 1.35 record it nowhere. So a
-//! limit counts as a sum only if one of these facts proves it:
+//! The plugin raises a pod's limit to the sum of its containers' current limits only if the pod's
+//! limit was such a sum before. A pod-level limit is deliberately lower, and Kubernetes 1.34 and
+//! 1.35 store it in no file. A pod's limit counts as a sum only if one of these facts proves that
+//! the limit is a sum:
 //!
-//! - **The kubelet's record** contains pod-level resources, but no pod-level limit for this
-//!   resource.
+//! - **The kubelet's checkpoint entry** for the pod contains pod-level resources, but no pod-level
+//!   limit for this resource.
 //! - **No pod-level limit can be this low.** The API server rejects a pod-level limit below a
-//!   container's limit. A container's recorded limit is above the pod's limit in force and above
-//!   the pod's limit at creation.
-//! - **The amounts are equal.** The kubelet recorded a limit for each container, and the runtime
-//!   has reported all recorded containers. The containers' limits add up to the pod's current
+//!   container's limit. A container's limit in the checkpoint is above both the pod's limit in
+//!   force and the pod's limit at creation.
+//! - **The amounts are equal.** The checkpoint has a limit for each container, and the runtime has
+//!   reported all containers in the checkpoint. The containers' limits add up to the pod's current
 //!   limit, or to its limit at creation (`pod_resources`).
-//! - **The amounts are equal around a change.** The kubelet has no records at all, but a
-//!   container's limit has changed or was raised. The limits before or after the change add up to
-//!   the pod's limit.
+//! - **The amounts are equal around a change.** The kubelet has no checkpoint entries at all, but a
+//!   container's limit has changed, or the plugin has raised it. The limits before or after the
+//!   change add up to the pod's limit.
 //! - **The plugin proved it earlier** for the same sandbox.
 //!
-//! A limit is pod-level if the record has a pod-level limit. Without a pod-level record, a
-//! container with no recorded limit proves a pod-level limit if its limit in force equals the pod's
-//! limit. The kubelet gives the pod-level limit to a container without a limit. The result remains
-//! after the container ends. Without any records, the plugin compares the containers' limits with
-//! the pod's limit from its creation. If neither has changed, and the sum of the containers' limits
-//! is larger, the pod's limit is pod-level.
+//! A pod's limit is pod-level if the checkpoint entry has a pod-level limit. If the entry has no
+//! pod-level resources, a container without a limit in the checkpoint can prove a pod-level limit.
+//! The proof is that this container's limit in force equals the pod's limit. The kubelet gives the
+//! pod-level limit to every container without a limit. The proof remains valid after the container
+//! ends. Without any checkpoint entries, the plugin compares the containers' limits with the limit
+//! that the pod had at its creation. If none of these limits has changed, and the sum of the
+//! containers' limits is larger, the pod's limit is pod-level.
 //!
-//! If the record has no pod-level resources, a recorded container without a limit proves that the
-//! pod's limit is no sum.
+//! If the checkpoint entry has no pod-level resources, a container without a limit in the
+//! checkpoint proves that the pod's limit is no sum.
 //!
-//! Memory and CPU time are judged separately. Ephemeral containers are in no record and have no
-//! limit, so they do not count. Sources, Kubernetes 1.34 to 1.37: `pkg/kubelet/kuberuntime`
-//! (`getMemoryLimit`), `pkg/kubelet/cm/helpers_linux.go` (`ResourceConfigForPod`),
-//! `pkg/kubelet/allocation` (the records), `pkg/apis/core/validation` (bounds).
+//! The plugin judges memory and CPU time separately. Ephemeral containers are in no checkpoint
+//! entry and have no limit, so ephemeral containers do not count. Sources, Kubernetes 1.34 to 1.37:
+//! `pkg/kubelet/kuberuntime` (`getMemoryLimit`), `pkg/kubelet/cm/helpers_linux.go`
+//! (`ResourceConfigForPod`), `pkg/kubelet/allocation` (the checkpoint entries),
+//! `pkg/apis/core/validation` (the check of pod-level limits).
 
 /// Origin of a pod's limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,37 +58,37 @@ pub struct Member {
     pub asked: Option<u64>,
     /// The limit that the user asked for earlier, if it differs from `asked`.
     pub former: Option<u64>,
-    /// The kubelet's record of the container's limit.
+    /// The container's limit in the kubelet's checkpoint.
     pub recorded: RecordedLimit,
 }
 
-/// The kubelet's record of a container's limit.
+/// A container's limit in the kubelet's checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordedLimit {
-    /// The kubelet has no record of the container.
+    /// The checkpoint has no entry for the container.
     NoRecord,
-    /// The record has no limit.
+    /// The checkpoint entry has no limit.
     NoLimit,
-    /// The recorded limit.
+    /// The limit in the checkpoint entry.
     Limit(u64),
 }
 
-/// The kubelet's record of a pod, for one resource.
+/// The kubelet's checkpoint entry for a pod, as far as it concerns one resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodLimitRecord {
-    /// The kubelet has no record of the pod.
+    /// The checkpoint has no entry for the pod.
     Absent,
-    /// The plugin cannot read the records, so the kubelet may or may not have a record.
+    /// The plugin cannot read the checkpoint, which may or may not have an entry for the pod.
     Unreadable,
-    /// The kubelet has a record of the pod.
+    /// The checkpoint has an entry for the pod.
     Present {
-        /// The pod-level limit. `None` means that the record has no pod-level resources.
+        /// The pod-level limit. `None` means that the entry has no pod-level resources.
         /// `Some(None)` means that the pod-level resources have no limit for this resource.
         own: Option<Option<u64>>,
-        /// Whether the runtime has reported every container in the record.
+        /// Whether the runtime has reported every container in the entry.
         is_complete: bool,
-        /// Whether every container in the record has a limit, including ended containers. If one
-        /// has no limit, the kubelet does not set the sum as the pod's limit.
+        /// Whether every container in the entry has a limit, including ended containers. If one
+        /// container has no limit, the kubelet does not set the sum as the pod's limit.
         all_limited: bool,
     },
 }
@@ -93,9 +96,9 @@ pub enum PodLimitRecord {
 /// Known facts about one limit of a pod.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
-    /// The kubelet's record of the pod.
+    /// The kubelet's checkpoint entry for the pod.
     pub record: PodLimitRecord,
-    /// The living containers.
+    /// The containers that have not ended.
     pub members: &'a [Member],
     /// The limit in the pod's cgroup. `None` means that there is no limit or no cgroup.
     pub in_force: Option<u64>,
@@ -118,11 +121,12 @@ pub enum Unit {
     Rate,
 }
 
-/// A hundredth of a CPU in microseconds per second. systemd rounds up to a multiple of it.
+/// A hundredth of a CPU in microseconds per second. systemd rounds CPU limits up to a multiple of
+/// this rate.
 const HUNDREDTH: u64 = 10_000;
 
 impl Unit {
-    /// Returns whether a cgroup may hold `observed` after `asked` was written.
+    /// Returns whether a cgroup's file may hold `observed` after a program wrote `asked`.
     fn is_same(self, observed: u64, asked: u64) -> bool {
         match self {
             Self::Bytes(page) => observed / page.max(1) == asked / page.max(1),
@@ -198,8 +202,9 @@ impl Evidence<'_> {
         }
         let asked = sum(limited.map(|member| member.asked)).unwrap_or(0);
         match (self.in_force, self.at_creation) {
-            // The pod still has its limit from creation, and its unchanged containers' limits
-            // exceed this limit. So the limit never was the sum of the containers' limits.
+            // The pod still has its limit from creation. The containers' limits have not changed
+            // either, and their sum exceeds the pod's limit. The pod's limit therefore never was
+            // this sum.
             (Some(in_force), Some(own))
                 if self.unit.is_same(in_force, own.saturating_add(self.overhead))
                     && asked > own
@@ -236,7 +241,7 @@ impl Evidence<'_> {
         }) || self.at_creation.is_some_and(|at_creation| self.unit.is_same(at_creation, limit))
     }
 
-    /// Returns the sum of the containers' limits with the overhead, or `None` if no container has a
+    /// Returns the sum of the containers' limits and the overhead, or `None` if no container has a
     /// limit. If the pod's limit is a sum, only ephemeral containers have no limit.
     pub fn needed(&self) -> Option<u64> {
         let mut limits = self.members.iter().filter_map(|member| member.limit).peekable();
@@ -259,11 +264,11 @@ mod tests {
     const UNRECORDED: PodLimitRecord =
         PodLimitRecord::Present { own: None, is_complete: true, all_limited: true };
 
-    /// The same record, before the runtime has reported every container.
+    /// The same checkpoint entry, before the runtime has reported every container.
     const INCOMPLETE: PodLimitRecord =
         PodLimitRecord::Present { own: None, is_complete: false, all_limited: true };
 
-    /// Creates a container whose recorded limit equals its limit.
+    /// Creates a container whose limit in the checkpoint equals its limit in force.
     fn own(limit: u64) -> Member {
         Member {
             limit: Some(limit),
@@ -300,7 +305,7 @@ mod tests {
         let record =
             |own| PodLimitRecord::Present { own: Some(own), is_complete: false, all_limited: true };
         assert_eq!(origin(record(Some(200)), &[own(100), own(100)], 200), Origin::Own(200));
-        // The pod-level resources contain only another resource, CPU time or hugepages.
+        // The pod-level resources have limits only for other resources, such as hugepages.
         assert_eq!(origin(record(None), &[own(100), own(100)], 150), Origin::Sum);
         let members = [own(100)];
         let changed = evidence(record(Some(200)), &members, 100);
@@ -342,7 +347,7 @@ mod tests {
         );
         assert_eq!(evidence(record, &[own(300)], 200).origin(Origin::Unknown), Origin::Unknown);
         assert_eq!(evidence(UNRECORDED, &members, 200).origin(Origin::Own(200)), Origin::Own(200));
-        // The pod's limit has changed since.
+        // The pod's limit has changed since the earlier result.
         assert_eq!(evidence(UNRECORDED, &[own(300)], 300).origin(Origin::Own(200)), Origin::Sum);
     }
 
@@ -359,7 +364,8 @@ mod tests {
         let at_creation =
             Evidence { at_creation: Some(150), ..evidence(UNRECORDED, &members, 120) };
         assert_eq!(Evidence { overhead: 8, ..at_creation }.origin(Origin::Unknown), Origin::Sum);
-        // The record already has the new limit of a container, but the pod still has the old sum.
+        // The checkpoint entry already has the new limit of a container, but the pod's limit is
+        // still the old sum.
         let changed = [own(100), Member { former: Some(50), ..own(90) }];
         assert_eq!(origin(UNRECORDED, &changed, 150), Origin::Sum);
     }

@@ -6,7 +6,7 @@ use super::node_policy::ThrottlingFactor;
 use crate::pod::{QosClass, Request};
 use crate::units::{Bytes, PageSize};
 
-/// Reason for the value of a file. `Display` writes one plain sentence with the numbers.
+/// Reason for the value of a file. `Display` writes one plain sentence with the amounts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Reason {
     /// The policy is `None`.
@@ -56,7 +56,7 @@ pub enum Reason {
 pub struct Formula {
     /// The request.
     pub request: Request,
-    /// The upper end of the range.
+    /// The upper end of the range that starts at the request.
     pub ceiling: Ceiling,
     /// The factor.
     pub factor: ThrottlingFactor,
@@ -135,7 +135,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Upper end of the range in the formula for `memory.high`.
+/// Upper end of the range in the formula for `memory.high`. The range starts at the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ceiling {
     /// The container's limit.

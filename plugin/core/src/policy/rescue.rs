@@ -21,15 +21,15 @@ pub struct OomRescue {
     pub kills: u32,
     /// Time window in which the kills count.
     pub window: Duration,
-    /// Factor from the current limit to the next one, 1 to 10.
+    /// Factor by which a rescue multiplies the current limit, 1 to 10.
     pub factor: f64,
-    /// Minimum increase.
+    /// Minimum increase of the limit.
     pub minimum: Bytes,
     /// Ceiling of the raised limit.
     pub ceiling: Ceiling,
 }
 
-/// Uses the factor and the minimum of the Vertical Pod Autoscaler after an OOM kill
+/// Uses the factor and the minimum that the Vertical Pod Autoscaler uses after an OOM kill
 /// (`--oom-bump-up-ratio`, `--oom-min-bump-up-bytes`).
 impl Default for OomRescue {
     fn default() -> Self {
@@ -46,7 +46,7 @@ impl Default for OomRescue {
 /// Ceiling of a raised limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ceiling {
-    /// At most this limit.
+    /// A raised limit of at most this amount.
     Limit(Bytes),
     /// An increase of at most this percentage (1 to 100) of the node allocatable memory that no pod
     /// requests.
@@ -77,8 +77,8 @@ impl Ceiling {
     }
 }
 
-/// History of a container, which survives restarts of the container. A change of the limit that the
-/// user asks for clears the history.
+/// OOM kills and raised limit of a container. This history survives restarts of the container. The
+/// history is cleared when the user asks for another limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// The limit that the user asks for. `None` means unknown or no limit.
@@ -236,7 +236,7 @@ mod tests {
             judge(&mut killed(), Ceiling::Share(5), mib(100)),
             RescueDecision::Raise(mib(150))
         );
-        // The node's free memory bounds the limit even below the ceiling.
+        // The node has so little free memory that the raised limit stays below the ceiling.
         assert_eq!(
             judge(&mut killed(), Ceiling::Limit(mib(5000)), mib(3950)),
             RescueDecision::Raise(mib(4740))

@@ -1,4 +1,5 @@
-//! Release of a container that is stalled at `memory.high`.
+//! Release from throttling: a higher `memory.high` for a container that is stalled at
+//! `memory.high`.
 
 use crate::units::{Bytes, Limit};
 
@@ -36,9 +37,9 @@ impl ThrottleState {
     /// Returns the next `memory.high` and the size of the step. Returns `None` if `memory.high` is
     /// already `max`.
     ///
-    /// A step is a quarter of the way from the desired `memory.high` to the limit, at least 4 MiB.
-    /// Also returns `None` if the step exceeds `free`, the memory that the node can spare. The last
-    /// step removes `memory.high`.
+    /// A step is a quarter of the way from the desired `memory.high` to the limit, but at least 4
+    /// MiB. Also returns `None` if the step exceeds `free`, the memory that the node can spare. The
+    /// last step sets `memory.high` to `max`.
     pub fn release(&self, free: Bytes) -> Option<(Limit, Bytes)> {
         let high = self.high.bytes()?;
         let step = Bytes::new(self.max.saturating_sub(self.policy_high).get().div_ceil(STEPS))
@@ -51,14 +52,16 @@ impl ThrottleState {
     }
 }
 
-/// Divisor of `memory.high`: usage at most 1/32 below `memory.high` counts as throttled.
+/// Divisor of `memory.high`. Usage counts as near `memory.high` if it is at most 1/32 below
+/// `memory.high`.
 const NEAR: u64 = 32;
 
-/// Share of the last ten seconds from which a container counts as stalled, in percent.
+/// Minimum percentage of the last ten seconds during which all tasks of a stalled container waited
+/// for memory.
 pub const STALLED: f64 = 10.0;
 
-/// Divisor of the desired `memory.high`: usage must be more than 1/10 below it before the plugin
-/// restores it.
+/// Divisor of the desired `memory.high`. The plugin restores the desired value only while the usage
+/// is more than 1/10 below this value.
 const WELL_BELOW: u64 = 10;
 
 /// Number of steps from the desired `memory.high` to the limit.

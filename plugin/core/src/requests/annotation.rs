@@ -1,14 +1,15 @@
-//! Overrides in a pod's annotations.
+//! Overrides of the node's policy in a pod's annotations.
 //!
-//! The key has the form of other NRI plugins: `<what>.plimsoll.nri.io/container.<name>` for one
-//! container. `<what>.plimsoll.nri.io/pod` or plain `<what>.plimsoll.nri.io` applies to all
-//! containers of a pod. The most specific valid annotation counts. The plugin reports an invalid
-//! annotation and then uses the next less specific one. So after a mistake in one container's
-//! annotation, the pod-wide value still applies.
+//! The key of an annotation has the same form as for other NRI plugins:
+//! `<what>.plimsoll.nri.io/container.<name>` for one container. `<what>.plimsoll.nri.io/pod` or
+//! plain `<what>.plimsoll.nri.io` applies to all containers of a pod. The most specific valid
+//! annotation counts. The plugin reports an invalid annotation and then uses the next less specific
+//! one. After a mistake in the annotation for one container, the value for the whole pod therefore
+//! still applies.
 //!
 //! | what | value |
 //! |---|---|
-//! | `memory-request` | a quantity, such as `128Mi`; used only if the kubelet has no record |
+//! | `memory-request` | a quantity, such as `128Mi`; used only without a checkpoint entry |
 //! | `throttling-factor` | a number above 0 and at most 1, or `none` for no throttling |
 //! | `reservation` | `none`, `tiered` or `hard`; at most the node's own policy |
 //! | `oom-rescue` | `off`, or the highest limit, such as `512Mi`; at most the node's own ceiling |
@@ -116,9 +117,9 @@ fn most_specific<T>(
 
 /// Returns the policy for one container: the node's policy with the pod's overrides.
 ///
-/// The plugin does not trust pod authors, because protection takes memory from all other pods on
-/// the node. So an override may ask for less protection than the node's policy, but not for more.
-/// From weak to strong the policies are `None`, `TieredReservation` and `HardReservation`.
+/// An override may ask for less protection than the node's policy, but not for more. The reason is
+/// that protection takes memory from all other pods on the node. From weak to strong, the policies
+/// are `None`, `TieredReservation` and `HardReservation`.
 ///
 /// Throttling affects only the container itself, so an override may set any factor on a node with
 /// throttling. On a node without throttling the override has no effect.
@@ -144,7 +145,7 @@ pub fn overridden(node: &Policy, overrides: &Overrides) -> (Policy, Vec<Notice>)
 }
 
 /// Reports unknown annotations in this plugin's domain, such as a misspelt `memory-requests`. Names
-/// only a few and counts the rest. Reads all annotations, so call it once per pod.
+/// only a few and counts the rest. Reads all annotations, so call this function only once per pod.
 pub fn unknown(annotations: &HashMap<String, String>) -> Vec<Notice> {
     let mut keys: Vec<&str> =
         annotations.keys().map(String::as_str).filter(|key| is_unknown(key)).collect();

@@ -36,12 +36,12 @@ pub enum Notice {
     /// The plugin ignores the annotated memory request, because it cannot read the kubelet's
     /// checkpoint.
     AnnotationUnconfirmed,
-    /// The annotated memory request exceeds the bound from `oom_score_adj`, so the plugin uses the
-    /// bound.
+    /// The annotated memory request exceeds the upper bound that follows from `oom_score_adj`, so
+    /// the plugin uses this upper bound.
     AnnotationAboveOomScore {
         /// The annotated request.
         requested: Bytes,
-        /// The bound from `oom_score_adj`.
+        /// The upper bound that follows from `oom_score_adj`.
         at_most: Bytes,
     },
     /// The annotated memory request exceeds node allocatable, so the plugin uses node allocatable.

@@ -1,22 +1,24 @@
-//! Estimate of the memory request from `oom_score_adj`.
+//! Estimate of a container's memory request, computed from `oom_score_adj`.
 //!
-//! The kubelet gives a Burstable container `1000 - 1000 * request / MemTotal` in whole numbers,
-//! from 3 to 999 (`pkg/kubelet/qos/policy.go`). The values -997 and 1000 belong to other classes
-//! and contain no amount.
+//! The kubelet gives a Burstable container the value `1000 - 1000 * request / MemTotal`, as a whole
+//! number from 3 to 999 (`pkg/kubelet/qos/policy.go`). The values -997 and 1000 belong to other
+//! classes and do not depend on the request.
 //!
-//! The result is an estimate. Newer kubelets compute the value from more than the container's own
-//! request. Each of these cases lowers the value and so raises the estimate above the request:
+//! The result is an estimate. Newer kubelets do not compute `oom_score_adj` from the container's
+//! own request alone. Each of these cases lowers `oom_score_adj` and thereby raises the estimate
+//! above the request:
 //!
-//! - A sidecar gets the lowest value of the pod's ordinary containers if that is lower (1.29 and
-//!   later).
-//! - The kubelet adds a share of the pod-level request that no container has (1.34 and later), and
-//!   memory of dynamic resources (1.37 and later).
-//! - With the gate KubeletOOMScoreAdjTieBreak (after 1.37) the value is up to nine lower on a node
-//!   with 1 TiB.
+//! - A sidecar gets the lowest value of the pod's ordinary containers if this value is lower than
+//!   its own (1.29 and later).
+//! - The kubelet adds a share of the part of the pod-level request that no container requests (1.34
+//!   and later). The kubelet also adds memory of dynamic resources (1.37 and later).
+//! - With the gate KubeletOOMScoreAdjTieBreak (after 1.37) `oom_score_adj` is up to nine lower on a
+//!   node with 1 TiB of memory.
 //!
-//! So the estimate bounds the request from above, but not from below. The runtime does not show
-//! which containers these cases affect. The container's limit bounds the error. Kubelets from 1.33
-//! have checkpoints, so the plugin needs no estimate.
+//! The estimate is therefore a reliable upper bound of the request, but no reliable lower bound.
+//! The runtime does not show which containers these cases affect. The estimate never exceeds the
+//! container's limit. Kubelets from 1.33 have checkpoints, so the plugin needs no estimate with
+//! these kubelets.
 
 use crate::pod::{Provenance, Request};
 use crate::units::{Bytes, Limit};
@@ -28,7 +30,7 @@ const HIGHEST: i64 = 999;
 
 /// Computes the memory request from `oom_score_adj`, for a node with `mem_total` bytes of memory.
 /// The result covers every request up to `mem_total` for which the kubelet's formula gives this
-/// value. The bounds are at most the limit, because no request may exceed it.
+/// value. Both bounds are at most the limit, because no request may exceed the limit.
 ///
 /// Returns `None` if the kubelet never gives this value to Burstable containers.
 pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Request> {

@@ -9,7 +9,7 @@ use super::record::{Inconclusive, Record};
 use crate::pod::{Provenance, QosClass, Request};
 use crate::units::{Bytes, Limit};
 
-/// Known facts about a container, as input for finding its request.
+/// Known facts about a container, from which the plugin finds its memory request.
 #[derive(Clone, Debug)]
 pub struct RequestFacts<'a> {
     /// The pod's class from the kubelet. `None` if the kubelet did not create the pod's cgroup.
@@ -22,19 +22,20 @@ pub struct RequestFacts<'a> {
     pub unified: &'a HashMap<String, String>,
     /// The pod's overrides for this container.
     pub overrides: &'a Overrides,
-    /// The container's `oom_score_adj` from its creation. An update has no value. A kubelet with
-    /// in-place resize does not need the value, because it keeps checkpoints.
+    /// The `oom_score_adj` that the container got at its creation. An update contains no
+    /// `oom_score_adj`. If the kubelet supports in-place resize, the plugin does not need this
+    /// value, because the kubelet has checkpoints.
     pub oom_score_adj: Option<i64>,
     /// The node's memory (MemTotal), from which the kubelet computes `oom_score_adj`.
     pub mem_total: Option<Bytes>,
     /// Node allocatable, the upper bound of an annotated request. The container's limit cannot be
-    /// the bound, because the scheduler does not account for limits.
+    /// the upper bound, because the scheduler does not account for limits.
     pub allocatable: Option<Bytes>,
-    /// The kubelet's record, if there is one.
+    /// The kubelet's checkpoint entry for the container, if there is one.
     pub record: Result<Option<&'a Record>, Inconclusive>,
 }
 
-/// Result of the search for a request.
+/// Result of the search for a container's memory request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolution {
     /// The container's class, from the kubelet or else from request and limit.
@@ -47,9 +48,9 @@ pub struct Resolution {
 
 /// Finds a container's memory request in the order of the [module documentation](super).
 ///
-/// Without a class from a kubelet, the class follows from the memory request and limit. If they are
-/// equal, the class is Guaranteed. If there is neither, the class is BestEffort and the request is
-/// 0. In all other cases the class is Burstable.
+/// Without a class from a kubelet, the class follows from the memory request and limit. If request
+/// and limit are equal, the class is Guaranteed. If the container has neither, the class is
+/// BestEffort and the request is zero. In all other cases the class is Burstable.
 ///
 /// A limit without a request does not make a container Guaranteed here. The API server sets a
 /// missing request to the limit, so a pod without a request did not come from the API server.
@@ -114,11 +115,11 @@ fn find(known: &RequestFacts<'_>, notices: &mut Vec<Notice>) -> Option<Request> 
     oom_score_adj::request(known.oom_score_adj?, known.mem_total?, known.limit)
 }
 
-/// Returns the annotated request, bounded by other known facts.
+/// Returns the annotated request, lowered to the upper bounds from other known facts.
 ///
-/// The kubelet may compute `oom_score_adj` from more than the container's request. So
-/// `oom_score_adj` bounds an annotation only from above. An annotation below the estimated range is
-/// used but counts as inexact, because the true request may be larger.
+/// The kubelet may compute `oom_score_adj` from more than the container's request, so the estimate
+/// is only an upper bound of an annotated request. The plugin uses an annotation below the
+/// estimated range, but this request counts as inexact, because the true request may be larger.
 fn from_annotation(
     known: &RequestFacts<'_>,
     requested: Bytes,
@@ -152,8 +153,9 @@ fn from_annotation(
     Request { bytes, at_most, provenance: Provenance::Annotation }
 }
 
-/// Returns the request from `memory.min` or `memory.low` of the kubelet's MemoryQoS. A zero proves
-/// nothing, because newer kubelets send zero to clear values of an older configuration.
+/// Returns the request from the `memory.min` or `memory.low` that the kubelet's MemoryQoS feature
+/// sent. A zero proves nothing, because newer kubelets send zero to clear values of an older
+/// configuration.
 fn from_unified(unified: &HashMap<String, String>, notices: &mut Vec<Notice>) -> Option<Bytes> {
     ["memory.min", "memory.low"].into_iter().find_map(|key| {
         match unified.get(key)?.parse::<Bytes>() {
@@ -353,7 +355,7 @@ mod tests {
         );
     }
 
-    /// 960 means a request of 40 to 41 MiB on a node with 1000 MiB.
+    /// An `oom_score_adj` of 960 means a request of 40 to 41 MiB on a node with 1000 MiB.
     #[test]
     fn an_annotation_is_bounded_by_the_oom_score() {
         let mut case = Case::no_source(Some(QosClass::Burstable), Limit::Max);
@@ -361,8 +363,8 @@ mod tests {
         for (annotated, bytes, at_most) in [
             (30, mib(30), Bytes::new(41 * MIB - 1)),
             (40, mib(40), mib(40)),
-            // The bound allows one more thousandth, because the kubelet may have read another
-            // MemTotal.
+            // The upper bound is a thousandth of MemTotal higher, because the kubelet may have read
+            // another MemTotal.
             (41, mib(41), mib(41)),
             (42, Bytes::new(42 * MIB - 1), Bytes::new(42 * MIB - 1)),
             (3000, Bytes::new(42 * MIB - 1), Bytes::new(42 * MIB - 1)),

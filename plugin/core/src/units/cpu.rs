@@ -24,7 +24,7 @@ impl CpuMax {
     /// No limit.
     pub const NONE: Self = Self { quota: None, period: Self::PERIOD };
 
-    /// Returns the value after an update as CRI and NRI deliver it.
+    /// Returns the value that results from an update in the form that CRI and NRI use.
     ///
     /// A quota or period of 0 means unchanged; containerd also sends 0 for omitted values. A
     /// negative quota means no limit.
@@ -43,8 +43,8 @@ impl CpuMax {
         Some(u64::try_from(rate).unwrap_or(u64::MAX))
     }
 
-    /// Returns whether a file may hold this value after `asked` was written. systemd rounds a rate
-    /// up to whole hundredths of a CPU.
+    /// Returns whether a file may hold this value after a program wrote `asked`. systemd rounds a
+    /// rate up to whole hundredths of a CPU.
     pub fn is(self, asked: Self) -> bool {
         match (self.rate(), asked.rate()) {
             (Some(observed), Some(asked)) => {
@@ -88,7 +88,7 @@ impl FromStr for CpuMax {
 #[error("expected microseconds or 'max', and the period in microseconds, found '{0}'")]
 pub struct CpuMaxError(String);
 
-/// CPU shares as in OCI and CRI: 2 to 262144, or 0 for not set.
+/// CPU shares as in OCI and CRI: 2 to 262144, or 0 if no shares are set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuShares(pub u64);
 

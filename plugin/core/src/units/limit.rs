@@ -49,16 +49,16 @@ impl<'de> Deserialize<'de> for Limit {
 }
 
 impl Limit {
-    /// Converts a limit as CRI and NRI deliver it in `memory.limit`.
+    /// Converts the value of `memory.limit` in CRI and NRI.
     ///
     /// 0 and -1 mean no limit. A number that the kernel's page counter cannot hold also means no
-    /// limit, because the kernel turns it into `max`. The first such number is 2^63-1 rounded down
-    /// to pages. cgroup v1 shows 2^63-1 for no limit.
+    /// limit, because the kernel turns it into `max`. The smallest of these numbers is 2^63-1
+    /// rounded down to pages. cgroup v1 shows 2^63-1 for no limit.
     ///
     /// # Errors
     ///
-    /// Any other negative number is a mistake of the caller. Treat the container as one without a
-    /// limit, and log the error.
+    /// Fails for a number below -1, which is a mistake of the runtime or its client. Treat the
+    /// container as one without a limit, and log the error.
     pub const fn from_cri(value: i64, page: PageSize) -> Result<Self, NegativeLimit> {
         if value == 0 || value == -1 {
             return Ok(Self::Max);

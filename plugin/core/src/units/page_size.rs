@@ -14,7 +14,7 @@ impl PageSize {
     /// 4096 bytes: the page size of amd64, and the usual one of arm64.
     pub const KIB4: Self = Self(4096);
 
-    /// Creates a page size, or returns `None` unless `bytes` is a power of two between 1 and 2^30.
+    /// Creates a page size. Returns `None` unless `bytes` is a power of two between 1 and 2^30.
     pub const fn new(bytes: u64) -> Option<Self> {
         if bytes.is_power_of_two() && bytes <= 1 << 30 { Some(Self(bytes)) } else { None }
     }

@@ -6,8 +6,8 @@ use super::bytes::Bytes;
 use super::text::excerpt;
 
 impl Bytes {
-    /// Parses a Kubernetes quantity (`128Mi`, `1.5Gi`, `1e9`, `500M`, `1000m`) as bytes. A fraction
-    /// of a byte is rounded up, as `Quantity.Value()` does.
+    /// Parses a Kubernetes quantity (`128Mi`, `1.5Gi`, `1e9`, `500M`, `1000m`) as bytes. Rounds a
+    /// fraction of a byte up, as `Quantity.Value()` does.
     ///
     /// # Errors
     ///
@@ -17,8 +17,8 @@ impl Bytes {
         parse_quantity(text, 0).map(Self::new)
     }
 
-    /// Formats the exact amount as a Kubernetes quantity with the largest binary suffix that
-    /// divides it: `1536Mi`, `1000`.
+    /// Formats the exact amount as a Kubernetes quantity with the largest binary suffix whose unit
+    /// divides the amount: `1536Mi`, `1000`.
     pub fn quantity(self) -> String {
         const SUFFIXES: [&str; 6] = ["Ei", "Pi", "Ti", "Gi", "Mi", "Ki"];
         if self.get() != 0 {
@@ -61,7 +61,7 @@ pub enum QuantityError {
     TooLarge(String),
 }
 
-/// Maximum length of a quantity. Kubernetes has no bound, but no real quantity is this long.
+/// Maximum length of a quantity. Kubernetes has no maximum, but no real quantity is this long.
 const LONGEST_QUANTITY: usize = 128;
 
 /// Parses a quantity and returns it times 10^`scale`, rounded up to a whole number of at most
@@ -117,8 +117,7 @@ impl Decimal {
     fn split(digits: Vec<u8>, point: i64) -> Option<Self> {
         if point <= 0 {
             // The value is below one, and any remainder rounds up to one. A binary suffix
-            // multiplies by less than 10^19. So a large number of leading zeros has the same result
-            // as a smaller number.
+            // multiplies by less than 10^19, so further leading zeros do not change the result.
             let zeros = point.unsigned_abs().min(LONGEST_QUANTITY as u64) as usize;
             let fraction = [vec![0; zeros], digits].concat();
             Some(Self { integer: Vec::new(), fraction })

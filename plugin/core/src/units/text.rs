@@ -6,7 +6,7 @@ pub fn printable(name: &str) -> String {
     name.chars().take(253).flat_map(char::escape_debug).collect()
 }
 
-/// Shortens foreign text to one line without control characters, for messages.
+/// Shortens foreign text for a message: one line without control characters.
 pub fn excerpt(text: &str) -> String {
     harmless(text, 64, &[])
 }

@@ -33,7 +33,7 @@ struct State {
     bus: Option<Arc<Connection>>,
     /// Number of consecutive failures.
     failures: u32,
-    /// End of the back-off, with the last failure.
+    /// End of the back-off, and the last failure.
     pause: Option<(Instant, String)>,
 }
 
@@ -48,8 +48,9 @@ impl Systemd {
     /// this cgroup. With `limits`, also makes the current `memory.max` and `cpu.max` persistent.
     /// The files should already hold all values, because systemd takes time to write them.
     ///
-    /// Several cgroups may be set concurrently. Each call asks systemd which cgroup the unit owns
-    /// now, so a reused path causes no mistake. This check needs no extra call.
+    /// Calls for several cgroups may run concurrently. Each call asks systemd which cgroup the unit
+    /// owns now, so a later cgroup with the same path causes no mistake. This check needs no extra
+    /// call.
     ///
     /// # Errors
     ///
@@ -97,7 +98,8 @@ impl Systemd {
         result
     }
 
-    /// Returns the connection. Connects again if the connection is closed or is `lost`.
+    /// Returns the connection. Connects again if the connection is closed, or if the caller passes
+    /// this connection as `lost`.
     async fn bus(&self, lost: Option<&Arc<Connection>>) -> Result<Arc<Connection>, SystemdError> {
         // Keep the lock while connecting, so that concurrent callers share this attempt.
         let mut state = self.state.lock().await;
@@ -196,7 +198,7 @@ mod tests {
     async fn what_the_unit_has_already_is_not_set_again() {
         let host = Host::new().with_bus();
         let systemd = host.systemd();
-        // Files may differ from their properties while the unit has its protection already.
+        // A file may differ from its property although the unit already has the protection.
         let cgroup = host.cgroup(POD, &[("memory.high", "4096\n")]);
         assert_eq!(
             systemd.set(&cgroup, protection(0, 0), false).await.unwrap(),

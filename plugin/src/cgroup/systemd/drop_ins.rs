@@ -31,11 +31,12 @@ pub(super) const OURS: [&str; 10] = [
 /// Drop-in files of the two protection properties.
 const OF_PROTECTION: [&str; 2] = ["50-MemoryMin.conf", "50-MemoryLow.conf"];
 
-/// Lists the cgroups of pods that may have drop-ins from [`Systemd::set`](super::Systemd::set).
+/// Lists the pod cgroups for which drop-ins from [`Systemd::set`](super::Systemd::set) may exist.
 ///
-/// The drop-ins of the plugin outlive a unit that systemd created implicitly, such as a slice that
-/// exists only because a container's scope names it. The kubelet and other programs create units
-/// over D-Bus. systemd itself removes the drop-ins of such a unit, which are in another directory.
+/// The drop-ins of the plugin outlive a unit that systemd created implicitly. One example is a
+/// slice that exists only because a container's scope names the slice. The kubelet and other
+/// programs create units over D-Bus. The drop-ins of these units are in another directory, and
+/// systemd itself removes them.
 ///
 /// # Errors
 ///
@@ -59,8 +60,8 @@ pub fn drop_ins(host: &Path) -> io::Result<Vec<CgroupPath>> {
 /// cgroup is gone. Returns whether any drop-ins existed.
 ///
 /// Some of the drop-ins may belong to the kubelet. No program needs the drop-ins of a unit that is
-/// gone, but a later unit with the same name would inherit them. Keeps other files in the
-/// directory. The function does not follow or remove symbolic links.
+/// gone, but a later unit with the same name would inherit these drop-ins. Keeps the other files in
+/// the directory. The function does not follow or remove symbolic links.
 ///
 /// # Errors
 ///
@@ -75,8 +76,9 @@ pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> i
 /// Removes the protection drop-ins that [`Systemd::set`](super::Systemd::set) left for a cgroup
 /// that still exists. Returns whether any drop-ins existed.
 ///
-/// The drop-ins of the plugin override an administrator's drop-ins in `/etc`, including later ones.
-/// systemd notices the removal at the next [`Systemd::reload`](super::Systemd::reload).
+/// The drop-ins of the plugin override an administrator's drop-ins in `/etc`, including those that
+/// the administrator adds later. systemd notices the removal at the next
+/// [`Systemd::reload`](super::Systemd::reload).
 ///
 /// # Errors
 ///

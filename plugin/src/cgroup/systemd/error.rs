@@ -32,7 +32,7 @@ pub enum SystemdError {
         /// The timeout.
         limit: Duration,
     },
-    /// The connection broke, or systemd left the bus.
+    /// The connection broke, or systemd disconnected from the bus.
     #[error(
         "unit {unit}: the connection to systemd closed during {call}: {error}; the plugin tries \
          again"
@@ -55,7 +55,7 @@ pub enum SystemdError {
         /// Error from systemd.
         error: zbus::Error,
     },
-    /// systemd answered with another error or with an unexpected reply.
+    /// systemd answered with an error that is no denial, or with an unexpected reply.
     #[error(
         "unit {unit}: {call} failed: {error}; see the journal of systemd, which must be 242 or \
          later"

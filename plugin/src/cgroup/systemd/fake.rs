@@ -26,7 +26,7 @@ pub(crate) const UNIT: &str = "kubepods-pod1_2.slice";
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Mood {
     Well,
-    /// Answers first. Writes the files only with a permit of [`Fake::writes`].
+    /// Answers before it writes the files. Then waits for a permit of [`Fake::writes`].
     Late,
     Never,
     /// Closes the connection once instead of answering.
@@ -49,7 +49,8 @@ pub(crate) struct Fake {
     pub(crate) writes: Arc<Semaphore>,
 }
 
-/// Host with a cgroup hierarchy. [`Host::with_bus`] adds a bus with only systemd on it.
+/// Host with a cgroup hierarchy. [`Host::with_bus`] adds a bus on which the fake systemd is the
+/// only service.
 pub(crate) struct Host {
     pub(crate) directory: tempfile::TempDir,
     fake: Arc<Mutex<Fake>>,

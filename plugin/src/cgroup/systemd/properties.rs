@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use crate::cgroup::beneath::open_beneath;
 use crate::cgroup::directory::Cgroup;
 
-/// Files that systemd rewrites together with the protection, with the properties that determine the
-/// values. `cpu.max` is missing here because two properties determine it.
+/// Files that systemd rewrites together with the protection, each with the property that determines
+/// its value. The list does not contain `cpu.max`, because two properties determine its value.
 pub(super) const CARRIED: [(&str, &str); 6] = [
     ("memory.high", "MemoryHigh"),
     ("memory.max", "MemoryMax"),
@@ -25,7 +25,7 @@ pub(super) const INFINITY: u64 = u64::MAX;
 /// One second in microseconds, the unit of all values of `cpu.max`.
 const A_SECOND: u64 = 1_000_000;
 
-/// Returns the properties whose files hold another value, with the value of the file.
+/// Returns each property whose file holds a different value, together with the value in the file.
 pub(super) fn carried(
     properties: &HashMap<String, u64>,
     read: impl Fn(&str) -> Option<String>,

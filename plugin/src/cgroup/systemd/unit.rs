@@ -19,7 +19,8 @@ pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) const NAME: &str = "org.freedesktop.systemd1";
 
-/// Persistence of a cgroup's protection, as returned by [`Systemd::set`](super::Systemd::set).
+/// Result of [`Systemd::set`](super::Systemd::set): whether systemd keeps the protection of a
+/// cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
     /// No unit owns exactly this cgroup, or the cgroup is gone. Only the file holds the protection.
@@ -51,7 +52,8 @@ impl<'a> Unit<'a> {
 }
 
 impl Unit<'_> {
-    /// Sets the protection of the unit, and with `limits` its memory limit and CPU limit.
+    /// Sets the protection of the unit. With `limits`, also sets the unit's memory limit and CPU
+    /// limit.
     pub(super) async fn set(
         &self,
         bus: &Connection,
@@ -83,8 +85,8 @@ impl Unit<'_> {
         Ok(Persistence::Set)
     }
 
-    /// Returns the properties of the unit that are numbers, or `None` if no unit owns exactly this
-    /// cgroup.
+    /// Returns all properties of the unit whose values are numbers, or `None` if no unit owns
+    /// exactly this cgroup.
     async fn properties(
         &self,
         bus: &Connection,
@@ -139,8 +141,9 @@ impl Unit<'_> {
             &body,
         );
         self.answer("SetUnitProperties", set).await?;
-        // systemd answers before it writes the files, but it writes them before it reads the next
-        // message. So systemd has written the files when it answers this ping.
+        // systemd answers the call before it writes the files, but writes the files before it reads
+        // the next message. When systemd answers this ping, systemd has therefore written the
+        // files.
         let ping = bus.call_method(
             Some(NAME),
             "/org/freedesktop/systemd1",

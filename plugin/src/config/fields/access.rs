@@ -1,4 +1,4 @@
-//! Access to the places of fields in a configuration.
+//! Functions that read and write a field in a [`Config`](crate::config::Config).
 
 /// Creates the [`Access`](crate::config::fields::field_type::Access) of a field.
 ///

@@ -11,13 +11,14 @@ use crate::config::value::RawValue;
 
 /// Mistake in the value of a field.
 pub(in crate::config) struct Mistake {
-    /// Form that was expected.
+    /// Description of what the plugin expected.
     pub(in crate::config) expected: String,
-    /// Text that was found.
+    /// Description of what the configuration has instead.
     pub(in crate::config) found: String,
 }
 
-/// Values to store: the value of the field. For a mapping, the values of its fields follow.
+/// Values to store: the value of the checked field and, after a mapping, the values of the
+/// mapping's fields.
 pub(in crate::config) type Values = Vec<(&'static Field, Value)>;
 
 impl Field {

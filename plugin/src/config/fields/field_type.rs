@@ -16,14 +16,14 @@ pub struct Field {
     pub null: Option<&'static str>,
     /// Unit of the value. Empty if the value has no unit.
     pub unit: &'static str,
-    /// Default as YAML. `None` if the field is not set by default. A field of `oomRescue` has this
-    /// default once the configuration sets `oomRescue` to a mapping.
+    /// Default as YAML. `None` if the field is not set by default. The defaults of the fields in
+    /// `oomRescue` apply only if the configuration sets `oomRescue` to a mapping.
     pub default: Option<&'static str>,
     /// Examples as YAML, at least one.
     pub examples: &'static [&'static str],
     /// Whether the Helm chart accepts the field.
     pub is_in_chart: bool,
-    /// Place of the field in a [`Config`].
+    /// Functions that read and write the field in a [`Config`].
     pub(in crate::config) access: Access,
 }
 
@@ -57,7 +57,7 @@ pub enum Kind {
     QuantityOrAuto,
     /// An amount of memory above 0, or a share from 1% to 100%.
     QuantityOrShare,
-    /// A time above 0 with its units, such as `1h 30m`.
+    /// A time above 0 with units, such as `1h 30m`.
     Duration,
     /// The path of a cgroup below the root.
     Cgroup,
@@ -69,7 +69,7 @@ pub enum Kind {
     Mapping {
         /// Fields of the mapping.
         fields: &'static [&'static Field],
-        /// Whether the mapping must have all fields. If false, a missing field has its default.
+        /// Whether the mapping must have all fields. If false, a missing field gets its default.
         is_complete: bool,
     },
 }
@@ -100,7 +100,7 @@ impl Range {
 }
 
 impl Field {
-    /// Returns the fields inside a mapping; none for other types.
+    /// Returns the fields of a mapping. Returns no fields for other types.
     pub const fn fields(&self) -> &'static [&'static Self] {
         match self.kind {
             Kind::Mapping { fields, .. } => fields,

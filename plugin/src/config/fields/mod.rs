@@ -1,11 +1,11 @@
 //! Table of the fields: the only definition of their names, documentation, types, ranges, defaults
 //! and examples.
 //!
-//! The parser and the printer of configurations use the table. The help of `plimsoll check`, the
-//! output of `plimsoll config default`, the schema of the Helm chart and docs/configuration.md are
-//! made from the table. Tests compare them with the table. To add a field, add it to
-//! [`Config`](crate::config::Config) and to the table. After a change of the table, run the tests
-//! with `PLIMSOLL_REGENERATE=1`.
+//! The parser and the printer of configurations use the table. The table also determines four
+//! texts: the help of `plimsoll check`, the output of `plimsoll config default`, the schema of the
+//! Helm chart and docs/configuration.md. Tests compare these texts with the table. To add a field,
+//! add it to [`Config`](crate::config::Config) and to the table. After a change of the table, run
+//! the tests with `PLIMSOLL_REGENERATE=1`.
 
 mod access;
 mod check;
@@ -22,8 +22,8 @@ pub use self::field_type::{Choice, Field, Kind, Range};
 pub(super) use self::node::{GUARD, KUBE_CGROUP, KUBE_RESERVED, SYSTEM_CGROUP, SYSTEM_RESERVED};
 pub(super) use self::resizes::{RAISE, RESCUE};
 
-/// All fields in the order of the documentation. The fields of mappings are inside of their
-/// [`Kind::Mapping`].
+/// All fields in the order of the documentation. A field inside a mapping is only in the
+/// [`Kind::Mapping`] of this mapping.
 pub static FIELDS: &[&Field] = &[
     &values::MODE,
     &values::THROTTLING,
@@ -65,8 +65,8 @@ mod tests {
         })
     }
 
-    /// Parses a configuration with one field, and with the second field that the first field
-    /// requires.
+    /// Parses a configuration that consists of one field and, if this field requires a second
+    /// field, of both.
     fn parse_field(outer: Option<&Field>, field: &Field, value: &str) -> Result<Config, String> {
         let text = match outer {
             Some(outer) => format!("{}: {{{}: {value}}}", outer.name, field.name),

@@ -1,4 +1,4 @@
-//! Fields for the memory of the node beside the pods.
+//! Fields for the part of the node's memory that is not for pods.
 
 use crate::config::fields::access::access;
 use crate::config::fields::field_type::{Access, Field, Kind};
@@ -95,7 +95,8 @@ pub(in crate::config) static GUARD: Field = Field {
     access: access!(node_guard),
 };
 
-/// Returns the value of a reservation, or `None` if the configuration has none.
+/// Returns the reservation for this owner, or `None` if the configuration has no reservation for
+/// it.
 fn has(config: &Config, owner: Owner) -> Option<Value> {
     config.reserved.iter().any(|reserved| reserved.owner == owner).then_some(Value::Mapping)
 }

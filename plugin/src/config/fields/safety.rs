@@ -1,4 +1,4 @@
-//! Fields for foreign changes and for the automatic brake.
+//! Fields for changes by other programs and for the automatic brake.
 
 use crate::config::fields::access::access;
 use crate::config::fields::field_type::{Access, Field, Kind};

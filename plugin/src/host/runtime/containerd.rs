@@ -1,4 +1,5 @@
-//! containerd's configuration: the file that containerd is started with, and all imports.
+//! containerd's configuration: the file in containerd's start command, and all files that this file
+//! imports.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,7 +15,8 @@ use crate::host::version::Version;
 /// Default path of containerd's configuration file.
 const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 
-/// Version of the file format for new files, which containerd 1.7 and newer read.
+/// Version of the file format that the plugin uses for new files. containerd 1.7 and newer read
+/// this format.
 const NEW_FORMAT: i64 = 2;
 
 /// Name of the NRI plugin in containerd's configuration.
@@ -26,8 +28,8 @@ const CONVERTS_FROM: Version = Version(2, 0, 0);
 /// Names of the CRI plugin in `disabled_plugins`, in file formats 1, 2 and 3.
 const CRI_PLUGINS: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"];
 
-/// Returns the configuration file in a command that starts containerd. The second value is the
-/// command without the configuration flag.
+/// Returns two parts of a command that starts containerd: the path of the configuration file, and
+/// the command without the configuration flag.
 ///
 /// # Errors
 ///
@@ -58,8 +60,8 @@ pub(crate) fn containerd_config(command: &str) -> Result<(String, String), Strin
     Ok((config, others.join(" ")))
 }
 
-/// Returns whether this version takes the NRI section of one file whole, and looks plugins up by
-/// the names of one file format. An unknown version counts as 2.0 or newer.
+/// Returns whether this version takes the whole NRI section from a single file, and knows plugins
+/// only by the names of a single file format. An unknown version counts as 2.0 or newer.
 fn is_before_2(version: Option<Version>) -> bool {
     version.is_some_and(|version| version < CONVERTS_FROM)
 }
@@ -69,20 +71,20 @@ fn is_before_2(version: Option<Version>) -> bool {
 /// containerd 1.7 looks plugins up by their short names in format 1, and by their full names in
 /// format 2 (`Decode` and `V1DisabledFilter` of `services/server/config`). containerd 2.0 and newer
 /// convert format 1, but convert `nri` to a name that no plugin has (`v1Migrate` of
-/// `cmd/containerd/server/config`). They keep full names.
+/// `cmd/containerd/server/config`). containerd 2.0 and newer keep full names.
 pub(crate) fn nri_plugin(version: Option<Version>, form: i64) -> &'static str {
     if is_before_2(version) && form < 2 { SHORT_NRI_PLUGIN } else { NRI_PLUGIN }
 }
 
-/// Returns whether a file in file format `form` can switch NRI on. In format 1 this needs a known
-/// version before 2.0.
+/// Returns whether a file in file format `form` can switch NRI on. In format 1, this works only if
+/// the version is known and before 2.0.
 pub(crate) fn has_switch(version: Option<Version>, form: i64) -> bool {
     form >= 2 || is_before_2(version)
 }
 
 /// Returns a configuration file in file format `form` that switches NRI on. `plugin` is the name of
-/// the NRI plugin, and `section` is the NRI section of the other files. containerd 1.7 knows only
-/// the last section, so the file repeats the other keys.
+/// the NRI plugin, and `section` is the NRI section of the other files. containerd 1.7 uses only
+/// the last NRI section, so the new file repeats the other keys of `section`.
 pub(crate) fn switch_on(form: i64, plugin: &str, section: &toml::Table) -> toml::Table {
     let (key, off) = CONTAINERD.switch;
     let mut section = section.clone();
@@ -99,8 +101,9 @@ impl NriSettings {
     /// of the imports. An unknown version counts as 2.0 or newer.
     ///
     /// containerd merges the files as `mergeConfig` of `cmd/containerd/server/config` does. Later
-    /// files override the NRI section of earlier files: single keys since 2.0, the whole section
-    /// before 2.0. `disabled_plugins` is the union of all files.
+    /// files override the NRI section of earlier files: since 2.0 only the keys that a later file
+    /// sets, before 2.0 the whole section. The value of `disabled_plugins` is the union of the
+    /// lists in all files.
     pub(crate) fn of_containerd(host: &Path, version: Option<Version>) -> Self {
         let mut settings = Self::default();
         match find_config(host) {
@@ -159,7 +162,8 @@ impl NriSettings {
         files
     }
 
-    /// Returns the files that the file at `path` imports, and records invalid entries.
+    /// Returns the files that the file at `path` imports. Adds invalid entries of `imports` to the
+    /// problems.
     fn find_imports(&mut self, host: &Path, path: &str, table: &toml::Table) -> Vec<String> {
         let mut files = Vec::new();
         for import in texts(table, "imports") {
@@ -175,10 +179,11 @@ impl NriSettings {
     }
 }
 
-/// Returns the file format that containerd uses. Without any file, this is the format of new files.
+/// Returns the file format that containerd uses. If there is no file, returns the format of new
+/// files.
 ///
-/// Before 2.0 the last file that names a version decides for all files. Since 2.0 each file has its
-/// own format, and the main file bounds the formats of its imports.
+/// Before 2.0, the last file that names a version decides the format of all files. Since 2.0, each
+/// file has its own format, and no imported file may have a newer format than the main file.
 fn file_format(files: &[(String, toml::Table)], main: &str, version: Option<Version>) -> i64 {
     if files.is_empty() {
         return NEW_FORMAT;
@@ -190,14 +195,15 @@ fn file_format(files: &[(String, toml::Table)], main: &str, version: Option<Vers
         true => files.iter().rev().find_map(named),
         false => files.iter().find(|(path, _)| path == main).and_then(named),
     };
-    // A file that names no version has version 1.
+    // A file that names no version has format 1.
     form.unwrap_or(1)
 }
 
 /// Path of containerd's main configuration file.
 enum ConfigPath {
     Known(String),
-    /// The default path, because the start command does not show the path. The text is the reason.
+    /// The default path, because the start command does not show the path. The second text is the
+    /// reason.
     Assumed(String, String),
 }
 
@@ -216,14 +222,14 @@ fn find_config(host: &Path) -> Result<ConfigPath, String> {
     })
 }
 
-/// Returns the texts in the list `key` of a configuration file.
+/// Returns the strings in the list that a configuration file has under `key`.
 fn texts<'a>(table: &'a toml::Table, key: &str) -> impl Iterator<Item = &'a str> {
     let values = table.get(key).and_then(toml::Value::as_array).into_iter().flatten();
     values.filter_map(toml::Value::as_str)
 }
 
-/// Returns the files that an entry of containerd's `imports` selects. A relative entry starts at
-/// the directory of `parent`, the file that contains the entry.
+/// Returns the files that an entry of containerd's `imports` selects. `parent` is the file that
+/// contains the entry. A relative entry is relative to the directory of `parent`.
 fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'static str> {
     let import = match Path::new(parent).parent() {
         Some(directory) if !import.starts_with('/') => {
@@ -234,7 +240,8 @@ fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'st
     if !import.contains('*') {
         return Ok(vec![import]);
     }
-    // Each further part with `*` lists all directories that the part before it matches.
+    // For each further part with `*`, the search must list all directories that the earlier parts
+    // match.
     if import.split('/').filter(|part| part.contains('*')).count() > 1 {
         return Err("expected at most one part with *; the import is ignored");
     }
@@ -350,12 +357,12 @@ mod tests {
             (old, full.clone(), "", 1, false),
             (old, format!("version = 2\n{full}"), "", 2, true),
             (old, format!("version = 2\n{short}"), "", 2, false),
-            // Before 2.0 the last version counts for all files.
+            // Before 2.0, the format of the last file that names one applies to all files.
             (old, format!("version = 2\n{import}{short}"), "version = 1", 1, true),
             (old, format!("version = 2\n{import}{full}"), "version = 1", 1, false),
             (old, format!("{import}{full}"), "version = 2", 2, true),
             (old, format!("version = 2\n{import}{full}"), "version = 0", 2, true),
-            // Since 2.0 only full names reach NRI.
+            // Since 2.0, only a section with the full name configures NRI.
             (new, short.clone(), "", 1, false),
             (new, full.clone(), "", 1, true),
             (new, format!("version = 3\n{full}"), "", 3, true),

@@ -6,7 +6,7 @@ use crate::host::files::{below, matches};
 use crate::host::runtime::kind::CRIO;
 use crate::host::runtime::nri_settings::{MOST_FILES, NriSettings};
 
-/// Returns a drop-in that switches NRI on.
+/// Returns the text of a drop-in for CRI-O that switches NRI on.
 pub(crate) fn switch_on() -> String {
     let (key, off) = CRIO.switch;
     format!("[crio.nri]\n{key} = {}\n", !off)

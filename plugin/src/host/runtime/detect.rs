@@ -1,4 +1,4 @@
-//! Detection of the runtimes that are present on a node.
+//! Detection of the container runtimes on a node.
 
 use std::fmt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::host::runtime::program::said_version;
 use crate::host::socket::Socket;
 use crate::host::version::Version;
 
-/// Container runtime with its state on the node.
+/// Container runtime, and its state on the node.
 #[derive(Debug)]
 pub(crate) struct Runtime {
     pub(crate) kind: &'static RuntimeKind,
@@ -56,7 +56,7 @@ impl Runtime {
         let cause = match (&settings.is_off, version) {
             (_, Some(version)) if *version < kind.oldest => OffCause::Unsupported(*version),
             (Some((true, switch)), _) => OffCause::Switch(switch.clone()),
-            // An unread file may switch NRI on.
+            // A file that could not be read may switch NRI on.
             (None, Some(version)) if *version < kind.on_from && settings.unread.is_empty() => {
                 OffCause::Default(*version)
             }
@@ -66,7 +66,7 @@ impl Runtime {
     }
 }
 
-/// NRI that is off in a runtime. `Display` names the runtime and the cause.
+/// Explanation why NRI is off in a runtime. `Display` names the runtime and the cause.
 #[derive(Clone, Debug)]
 pub(crate) struct NriOff {
     pub(crate) kind: &'static RuntimeKind,
@@ -75,7 +75,7 @@ pub(crate) struct NriOff {
     pub(crate) cause: OffCause,
 }
 
-/// Cause for which NRI is off.
+/// Cause why NRI is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OffCause {
     /// This version of the runtime has no NRI.

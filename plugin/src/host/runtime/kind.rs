@@ -38,7 +38,7 @@ pub(crate) struct RuntimeKind {
     pub(crate) oldest: Version,
     /// First version that enables NRI by default.
     pub(crate) on_from: Version,
-    /// Configuration key that switches NRI, and its value while NRI is off.
+    /// Configuration key that switches NRI on and off, and the value that means off.
     pub(crate) switch: (&'static str, bool),
     pub(crate) keys: NriKeys,
 }

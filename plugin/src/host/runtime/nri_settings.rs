@@ -15,21 +15,21 @@ pub(crate) const MOST_FILES: usize = 64;
 /// Setting that switches NRI on or off. `Display` names the setting and its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NriSwitch {
-    /// `disabled_plugins` of a containerd file names NRI. Another file cannot override such an
-    /// entry.
+    /// The list `disabled_plugins` in a containerd file contains NRI. Another file cannot override
+    /// this entry.
     DisabledPlugins {
         /// The containerd file.
         path: String,
         /// Name of NRI in the file.
         plugin: &'static str,
     },
-    /// The switch in the NRI section of a file.
+    /// A file's NRI section contains the key that switches NRI on or off.
     Section {
         /// The file with the section.
         path: String,
-        /// Configuration key of the switch.
+        /// The configuration key.
         key: &'static str,
-        /// Value of the switch.
+        /// The value of the key.
         value: bool,
     },
 }
@@ -53,8 +53,8 @@ pub(crate) struct NriSettings {
     /// Whether NRI is switched off, and the setting that decides. `None` if no file has such a
     /// setting.
     pub(crate) is_off: Option<(bool, NriSwitch)>,
-    /// Directory of the plugins that the runtime launches. `None` means the default, also in the
-    /// next four fields.
+    /// Directory of the plugins that the runtime launches. In this field and the next four, `None`
+    /// means the runtime's default.
     pub(crate) plugin_path: Option<String>,
     /// Directory of the plugins' configuration files.
     pub(crate) config_path: Option<String>,
@@ -64,7 +64,8 @@ pub(crate) struct NriSettings {
     pub(crate) request_timeout: Option<Duration>,
     /// Time that the runtime waits for a plugin to register.
     pub(crate) registration_timeout: Option<Duration>,
-    /// Whether the runtime only launches plugins and accepts no connections.
+    /// Whether the runtime accepts no connections from plugins and uses only plugins that it
+    /// launches.
     pub(crate) takes_no_connections: bool,
     /// Whether containerd's CRI plugin is disabled, so that containerd serves no kubelet.
     pub(crate) is_without_cri: bool,
@@ -72,10 +73,10 @@ pub(crate) struct NriSettings {
     pub(crate) files: usize,
     /// Files and settings with an unexpected form.
     pub(crate) problems: Vec<String>,
-    /// Files that doctor could not read, with the error. Includes an `ExecStart` that does not show
-    /// which configuration file containerd uses.
+    /// Files that could not be read, each with the error. Includes an `ExecStart` that does not
+    /// show which configuration file containerd uses.
     pub(crate) unread: Vec<String>,
-    /// NRI section that results from the merge of all files.
+    /// NRI section, merged from all files.
     pub(crate) section: toml::Table,
     /// Path of containerd's main configuration file, which imports all others. Empty for CRI-O.
     pub(crate) main: String,
@@ -88,7 +89,8 @@ pub(crate) struct NriSettings {
 }
 
 impl NriSettings {
-    /// Reads and parses a configuration file. Records an unreadable or invalid file.
+    /// Reads and parses a configuration file. Adds an unreadable file to `unread` and an invalid
+    /// file to `problems`.
     pub(super) fn load(&mut self, host: &Path, path: &str) -> Option<toml::Table> {
         let text = match read(&below(host, path)) {
             Ok(text) => text?,
@@ -106,7 +108,8 @@ impl NriSettings {
             .ok()
     }
 
-    /// Discards the NRI section of all files read so far. Keeps the facts from other sections.
+    /// Discards the NRI sections of all files read so far. Keeps what other sections of these files
+    /// say.
     pub(super) fn forget_section(&mut self) {
         let Self { is_without_cri, files, problems, unread, main, form, plugin, imports, .. } =
             std::mem::take(self);
@@ -123,7 +126,7 @@ impl NriSettings {
         };
     }
 
-    /// Merges the NRI section of the file at `path` into the settings.
+    /// Merges the NRI section (`section`) of the file at `path` into the settings.
     pub(super) fn take(&mut self, section: Option<&toml::Value>, path: &str, kind: &RuntimeKind) {
         let Some(section) = section else { return };
         let pairs = section.as_table().into_iter().flatten();

@@ -26,8 +26,8 @@ impl RuntimeKind {
             .split_ascii_whitespace()
             .next()
             .map(|word| word.trim_start_matches(['@', '-', ':', '+', '!']));
-        // Do not run a program with another name, because a script may not know the option
-        // `--version`.
+        // Do not run a program whose name differs from the runtime's: it may be a script that
+        // ignores the option `--version`.
         let started = started
             .filter(|path| path.starts_with('/') && path.ends_with(&format!("/{}", self.program)));
         let others = [self.program.to_owned(), format!("/usr/local/bin/{}", self.program)];

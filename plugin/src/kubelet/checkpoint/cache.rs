@@ -13,13 +13,14 @@ use super::form::{Records, parse};
 /// Cached content of one file.
 #[derive(Debug, Default)]
 pub(super) struct Cached {
-    /// Version of the file from which `records` were read. `None` if the file is missing or must be
-    /// read again.
+    /// Version of the file from which the plugin read `records`. `None` if the file is missing or
+    /// must be read again.
     pub(super) version: Option<Version>,
     pub(super) records: Records,
-    /// Reason why some or all of the file's records are unknown.
+    /// Reason why some or all of the file's entries are unknown.
     pub(super) problem: Option<Problem>,
-    /// Kind of the last I/O error, so that each kind is reported once.
+    /// Kind of the last I/O error. The plugin reports an error only if its kind differs from the
+    /// last one.
     failure: Option<io::ErrorKind>,
 }
 
@@ -84,7 +85,7 @@ impl Cached {
         error
     }
 
-    /// Returns whether the file exists but its records are unknown.
+    /// Returns whether the file exists but its entries are unknown.
     pub(super) fn is_unreadable(&self) -> bool {
         self.problem.as_ref().is_some_and(|problem| problem.is_of_all)
     }
@@ -105,11 +106,11 @@ impl Cached {
     }
 }
 
-/// Reason why records are unknown.
+/// Reason why entries of a file are unknown.
 #[derive(Debug)]
 pub(super) struct Problem {
     pub(super) text: String,
-    /// Whether all records of the file are unknown.
+    /// Whether all entries of the file are unknown.
     is_of_all: bool,
 }
 
@@ -143,8 +144,8 @@ fn open(path: &Path) -> io::Result<(Option<File>, Version)> {
     if !metadata.is_file() {
         return Ok((None, Version::of(&metadata)));
     }
-    // Another file may have replaced the regular file since the first check. So use these flags,
-    // and check again.
+    // Use these flags and check again, because another file may have replaced the regular file
+    // since the first check.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
     let metadata = file.metadata()?;

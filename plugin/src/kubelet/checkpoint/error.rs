@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Maximum size of a checkpoint file in bytes. The records of 500 pods need about 1 MiB, or a few
-/// MiB with whole pod specifications (v2).
+/// Maximum size of a checkpoint file in bytes. The entries of 500 pods need about 1 MiB. In version
+/// v2, which contains whole pod specifications, these entries need a few MiB.
 pub const LARGEST_FILE: u64 = 64 << 20;
 
 /// Error: the plugin cannot use a checkpoint, or a part of it.
@@ -37,7 +37,7 @@ pub enum CheckpointError {
         /// Size of the file in bytes.
         size: u64,
     },
-    /// The file has no known form.
+    /// The plugin does not know the format of the file.
     #[error("kubelet checkpoint {path}: {error}; its records are not used")]
     Form {
         /// Path of the file.
@@ -45,7 +45,7 @@ pub enum CheckpointError {
         /// Description of the problem.
         error: FormError,
     },
-    /// Some records of the file are unreadable. The plugin uses the other records.
+    /// Some entries of the file are unreadable. The plugin uses the other entries.
     #[error(
         "kubelet checkpoint {path}: {count} records have no readable memory quantity, the first \
          being {first}"
@@ -53,14 +53,14 @@ pub enum CheckpointError {
     Records {
         /// Path of the file.
         path: PathBuf,
-        /// Number of unreadable records.
+        /// Number of unreadable entries.
         count: usize,
-        /// Place of the first unreadable record, and its problem.
+        /// Pod and container of the first unreadable entry, and the problem.
         first: String,
     },
 }
 
-/// Error: the bytes are no checkpoint in a known form.
+/// Error: the bytes are no checkpoint in a format that the plugin knows.
 #[derive(Debug, Error)]
 pub enum FormError {
     /// The envelope is not JSON, or differs from the envelopes that the kubelet writes.

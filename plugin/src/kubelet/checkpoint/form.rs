@@ -1,4 +1,4 @@
-//! Forms of the checkpoint files, and their parser.
+//! Formats of the checkpoint files, and the parser for these formats.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::error::FormError;
 use super::record::{Entry, PodLevel, PodRecord, RecordedLimits};
 
-/// Memory request, memory limit and CPU limit of every container in a checkpoint. Includes the
+/// Content of a checkpoint: memory request, memory limit and CPU limit of every container, and the
 /// pod-level limits.
 #[derive(Debug, Default)]
 pub struct Records {
@@ -24,7 +24,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// Returns the number of containers that have a record.
+    /// Returns the number of containers that have an entry.
     pub fn len(&self) -> usize {
         self.pods
             .values()
@@ -32,13 +32,13 @@ impl Records {
             .sum()
     }
 
-    /// Returns whether no container has a record.
+    /// Returns whether no container has an entry.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Converts `raw` to an entry. An invalid memory quantity makes the record unreadable, and the
-    /// function reports it. The invalid quantity never counts as 0.
+    /// Converts `raw` to an entry. An invalid memory quantity makes the entry unreadable and never
+    /// counts as 0. The function also counts the unreadable entries.
     fn read(&mut self, raw: RawResources, whose: impl FnOnce() -> String) -> Option<Entry> {
         let memory = |list: Option<&RawList>| {
             quantity(list.and_then(|list| list.memory.as_ref()), Bytes::from_quantity)
@@ -62,12 +62,12 @@ impl Records {
 
 /// Parses a checkpoint file.
 ///
-/// Frees the bytes of the file before it parses the JSON in them. So the peak of memory usage is
-/// not much above the size of the file.
+/// Frees the bytes of the file before the parsing of the inner JSON. The peak of memory usage is
+/// therefore not much above the size of the file.
 ///
 /// # Errors
 ///
-/// Fails if the bytes have none of the forms in the [module documentation](super). Unknown fields
+/// Fails if the bytes have none of the formats in the [module documentation](super). Unknown fields
 /// are no error.
 pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
     #[derive(Deserialize)]
@@ -90,8 +90,8 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
     let data: Data = serde_json::from_str(&envelope.data).map_err(FormError::Data)?;
     drop(envelope.data);
 
-    // Without any pods, the kubelet writes neither entries nor a list. A file with only a list has
-    // a newer version of the format.
+    // If there are no pods, the kubelet writes neither `entries` nor `podList`. A file with only a
+    // `podList` has a newer version of the format.
     let known_version = envelope.version.as_deref().is_none_or(|version| version == "v2");
     if data.entries.is_none()
         && data.allocation_entries.is_none()
@@ -126,8 +126,8 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
 /// Resources of containers, by name. Go writes an empty map or list as `null`.
 type RawContainers = Pairs<Option<RawResources>>;
 
-/// JSON object as a list of its pairs. Many small maps would need more time than the remaining
-/// parsing.
+/// JSON object as a list of its pairs. The creation of many small maps would take longer than the
+/// rest of the parsing.
 struct Pairs<V>(Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
@@ -196,8 +196,8 @@ struct RawResources {
 
 #[derive(Default, Deserialize)]
 struct RawList {
-    /// Quantity, which the kubelet writes as a string. The raw value stays here, so that an invalid
-    /// quantity does not make the whole file unreadable.
+    /// Quantity, which the kubelet writes as a string. The field holds the unparsed JSON value, so
+    /// that an invalid quantity does not make the whole file unreadable.
     memory: Option<Value>,
     cpu: Option<Value>,
 }
@@ -257,7 +257,7 @@ mod tests {
                 "PodLevelResources": pod_level,
             }}});
             node.write(CheckpointFile::Actuated, &envelope(&data, None));
-            // An ephemeral container has no record, but its pod has one.
+            // An ephemeral container has no checkpoint entry, but its pod has one.
             let found = node
                 .checkpoints
                 .lookup(&PodUid::new("uid-1"), "debugger", Moment::Create)

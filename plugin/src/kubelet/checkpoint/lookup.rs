@@ -1,4 +1,4 @@
-//! Search for the kubelet's records of a container in its checkpoint files.
+//! Search for the entries of a container and its pod in the kubelet's checkpoint files.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,32 +10,32 @@ use super::cache::{Cached, Version};
 use super::error::CheckpointError;
 use super::record::PodRecord;
 
-/// The kubelet's records of a container and its pod, as far as they exist.
+/// The kubelet's checkpoint entries for a container and its pod, as far as these entries exist.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerRecords {
-    /// Record of the container.
+    /// Entry of the container.
     pub record: Option<Record>,
-    /// Record of the pod. The pod may have a record although the container has none, because the
-    /// kubelet never records ephemeral containers.
+    /// Entry of the pod. The pod may have an entry although the container has none, because the
+    /// kubelet writes no entries for ephemeral containers.
     pub pod: Option<Arc<PodRecord>>,
 }
 
-/// Result of a search for the kubelet's records.
+/// Result of a search for the kubelet's checkpoint entries.
 pub type RecordSearch = Result<ContainerRecords, Inconclusive>;
 
-/// Reason for the look-up. The reason decides which file has the correct record.
+/// Reason for the look-up. The reason decides which file has the correct entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// The runtime creates the container, or the plugin found it running. The record must show the
+    /// The runtime creates the container, or the plugin found it running. The entry must show the
     /// resources that the kubelet last applied.
     Create,
-    /// The runtime updates the container. The record must show the resources that the kubelet
-    /// applies now. The kubelet wrote this record when it accepted the resize.
+    /// The runtime updates the container. The entry must show the resources that the kubelet
+    /// applies now. The kubelet wrote this entry when it accepted the resize.
     Update,
 }
 
 impl Moment {
-    /// Returns the files to search, best first. Kubernetes 1.32 has only the last file. A newer
+    /// Returns the files to search, best first. Kubernetes 1.32 writes only the last file. A newer
     /// kubelet may omit a container from the best file. For example, 1.33 omits init containers
     /// from the actuated file.
     const fn files(self) -> [CheckpointFile; 3] {
@@ -53,17 +53,17 @@ impl Moment {
 /// Result of a look-up.
 #[derive(Debug)]
 pub struct Lookup {
-    /// Records from the first readable file that has a record of the container.
+    /// Entries from the first readable file that has an entry for the container.
     pub found: RecordSearch,
-    /// Files that this look-up could not read. A version of a file appears here only once, so the
-    /// caller can log every problem.
+    /// Problems with files that this look-up could not read. For each version of a file, only one
+    /// look-up returns the problem, so the caller can log every problem.
     pub problems: Vec<CheckpointError>,
 }
 
 /// Cache of the kubelet's checkpoints in one directory. The cache reads a file again only when the
 /// file changes.
 ///
-/// Look-ups block on the file system, so call them from a thread that may block. Most look-ups need
+/// A look-up waits for the file system, so call it from a thread that may block. Most look-ups need
 /// one to three `stat` calls. Reading and parsing a changed file takes about 10 ms per MiB.
 #[derive(Debug)]
 pub struct Checkpoints {
@@ -79,8 +79,8 @@ impl Checkpoints {
         Self { dir: dir.into(), cached: Default::default() }
     }
 
-    /// Finds the record of a container. A missing file is no problem, because older kubelets have
-    /// fewer files.
+    /// Finds the checkpoint entry of a container. A missing file is no problem, because older
+    /// kubelets have fewer files.
     pub fn lookup(&mut self, uid: &PodUid, container: &str, moment: Moment) -> Lookup {
         let mut problems = Vec::new();
         let mut search = Search::new(uid, container);
@@ -116,7 +116,7 @@ impl Checkpoints {
         Some(search.found())
     }
 
-    /// Returns the problems of the files, as of the last look-up.
+    /// Returns the problems that the files had at the last look-up.
     pub fn problems(&self) -> Vec<String> {
         self.cached
             .iter()
@@ -133,12 +133,12 @@ impl Checkpoints {
     }
 }
 
-/// Search for a container in one file after the other.
+/// Search for a container's entry in one file after the other.
 struct Search<'a> {
     uid: &'a PodUid,
     container: &'a str,
     found: ContainerRecords,
-    /// Whether the search could not read a file that may contain the record.
+    /// Whether the search could not read a file that may contain the entry.
     is_inconclusive: bool,
     /// Whether the search has read a file.
     is_read: bool,
@@ -155,11 +155,11 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Searches a file. Returns true if the search needs no other file.
+    /// Searches one file. Returns true if the search is complete and needs no further file.
     fn is_over(&mut self, file: CheckpointFile, cached: &Cached) -> bool {
         if cached.is_unreadable() {
-            // A newer kubelet leaves the file of 1.32 unchanged, so this file does not matter if a
-            // newer file exists.
+            // Kubelets after 1.32 no longer write this file, so it does not matter if another file
+            // exists.
             self.is_inconclusive |= file != CheckpointFile::StatusManager || !self.is_read;
             return false;
         }
@@ -362,7 +362,7 @@ mod tests {
             (Some(&good[..20]), Some(&*other), None, Err(Inconclusive)),
             (Some(&*other), Some(&good[..20]), None, Err(Inconclusive)),
             (Some(&*other), None, None, Ok(false)),
-            // An older kubelet left this file, which does not matter to the pods of a newer
+            // An older kubelet wrote this file, so the file does not matter for the pods of a newer
             // kubelet.
             (Some(&*other), None, Some("garbage"), Ok(false)),
             (None, None, Some("garbage"), Err(Inconclusive)),

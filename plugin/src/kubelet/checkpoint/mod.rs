@@ -1,9 +1,9 @@
-//! Checkpoints of the kubelet: its records of each container's resources.
+//! Checkpoints: files in which the kubelet stores the resources of each container.
 //!
 //! The files are in the kubelet's root directory and contain JSON. The code is in
 //! `pkg/kubelet/allocation/state` in Kubernetes 1.33 and later, and in `pkg/kubelet/status/state`
 //! in 1.32. A file is an envelope with a checksum and a string. The string is JSON again. The
-//! plugin reads all known forms:
+//! plugin reads all known formats:
 //!
 //! - `{"data": "{\"entries\": {uid: pod}}", "checksum": n}`, where `pod` is
 //!   `{\"ContainerResources\": {name: resources}, ...}`;
@@ -14,10 +14,10 @@
 //! The plugin does not verify the checksum. The checksum protects the kubelet against its own bugs,
 //! and a truncated file is no valid JSON anyway.
 //!
-//! **An unreadable file does not mean "no record".** Unless another file has the record, the result
+//! **An unreadable file does not mean "no entry".** Unless another file has the entry, the result
 //! is [`Inconclusive`](plimsoll_core::requests::Inconclusive). The plugin does not use an earlier
-//! version of the file, even if it was readable. The earlier version would still be correct for
-//! most containers. But it would be wrong for the containers whose change made the kubelet write
+//! version of the file, even if that version was readable. The earlier version would still be
+//! correct for most containers, but wrong for the containers whose change made the kubelet write
 //! the file. The plugin's other sources of the request are less exact, but correct.
 
 mod cache;

@@ -7,7 +7,7 @@ use plimsoll_core::units::{Bytes, Limit, PageSize};
 use super::kubelet_config::{DEFAULT_EVICTION, KubeletReservations};
 use super::meminfo::MemInfo;
 
-/// Source of node allocatable. `Display` is a phrase for the middle of a sentence.
+/// Source of node allocatable. `Display` writes a phrase that fits into the middle of a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllocatableSource {
     /// The kubelet's configuration.
@@ -22,7 +22,7 @@ pub enum AllocatableSource {
     Kubepods,
     /// Total memory without hugepages, because the node shows no sign of a kubelet.
     AllMemory,
-    /// No source, because the plugin could read no source.
+    /// No source, because the plugin could read none of the sources.
     Nowhere,
 }
 

@@ -1,4 +1,4 @@
-//! Bounded reading of small files.
+//! Reading of small files, up to a maximum size.
 
 use std::io;
 use std::path::Path;

@@ -10,7 +10,8 @@ use super::memory_qos::{Conflict, MemoryQos};
 /// Default of the kubelet's hard eviction threshold for memory: 100Mi.
 pub(super) const DEFAULT_EVICTION: Bytes = Bytes::new(100 << 20);
 
-/// Memory that the kubelet reserves according to its configuration, and the state of MemoryQoS.
+/// Memory that the kubelet reserves according to its configuration, and the state of the kubelet's
+/// MemoryQoS feature.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KubeletReservations {
     /// `systemReserved.memory`.
@@ -19,9 +20,9 @@ pub struct KubeletReservations {
     pub kube: Bytes,
     /// `evictionHard["memory.available"]`.
     pub eviction: Threshold,
-    /// Whether `enforceNodeAllocatable` contains `pods`, as it does by default.
+    /// Whether the list `enforceNodeAllocatable` contains `pods`. The default list contains `pods`.
     pub enforced_for_pods: bool,
-    /// State of the kubelet's own MemoryQoS.
+    /// Whether the kubelet's own MemoryQoS feature is on, as far as the configuration shows.
     pub memory_qos: MemoryQos,
 }
 
@@ -30,7 +31,8 @@ impl KubeletReservations {
     ///
     /// # Errors
     ///
-    /// Fails with a sentence if the text is not YAML or if one of these fields is malformed.
+    /// Fails if the text is not YAML or if one of these fields is malformed. The error is a
+    /// sentence.
     pub fn parse(text: &str) -> Result<Self, String> {
         let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
         let raw: Option<RawConfig> =
@@ -65,8 +67,8 @@ pub enum Threshold {
 }
 
 impl Threshold {
-    /// Returns the amount for a node with `total` memory, computed as in the kubelet
-    /// (`GetThresholdQuantity`).
+    /// Returns the amount for a node with `total` memory. The computation is the same as in the
+    /// kubelet (`GetThresholdQuantity`).
     pub fn of(self, total: Bytes) -> Bytes {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -105,8 +107,9 @@ impl RawConfig {
         let Some(list) = &self.eviction_hard else {
             return Ok(Threshold::Bytes(DEFAULT_EVICTION));
         };
-        // The list replaces the default list, so without memory.available there is no threshold.
-        // With mergeDefaultEvictionSettings the kubelet adds the defaults.
+        // The list in the configuration replaces the default list. If the configured list has no
+        // memory.available, there is no threshold. With mergeDefaultEvictionSettings, the kubelet
+        // adds the missing defaults.
         match list.get("memory.available").and_then(Option::as_deref) {
             Some(text) => Threshold::parse(text)
                 .map_err(|error| format!("evictionHard[\"memory.available\"]: {error}")),
@@ -117,13 +120,13 @@ impl RawConfig {
         }
     }
 
-    /// Returns the state of MemoryQoS.
+    /// Returns the state of the kubelet's MemoryQoS feature.
     fn memory_qos(&self) -> MemoryQos {
         let gate = |name: &str| self.feature_gates.as_ref()?.get(name).copied().flatten();
         let is_configured =
             self.memory_reservation_policy.is_some() || self.memory_throttling_factor.is_some();
-        // The gate is alpha and off by default before 1.37. Since 1.37 it is beta and on by
-        // default.
+        // The gate MemoryQoS is alpha and off by default before 1.37, and beta and on by default
+        // since 1.37.
         match (gate("MemoryQoS"), gate("AllAlpha"), gate("AllBeta")) {
             (Some(false), ..) => MemoryQos::Off,
             (Some(true), ..) | (None, Some(true), None | Some(true)) => {
@@ -137,7 +140,7 @@ impl RawConfig {
     }
 }
 
-/// Returns the memory in a list of reserved resources. `field` names the list in errors.
+/// Returns the amount of memory in a list of reserved resources. Errors call the list `field`.
 fn reserved(field: &str, list: Option<&BTreeMap<String, Option<String>>>) -> Result<Bytes, String> {
     match list.and_then(|list| list.get("memory")?.as_deref()) {
         Some(text) => {

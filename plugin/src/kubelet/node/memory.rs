@@ -1,4 +1,4 @@
-//! Memory of the node, from all sources together.
+//! Facts about the node's memory, from all sources together.
 
 use std::fmt;
 use std::io;
@@ -18,7 +18,7 @@ use super::paths::{CGROUPS, KUBELET_CONFIG, KUBELET_CONFIGS, MEMINFO};
 use crate::cgroup::{CgroupError, CgroupRoot, RootError};
 use crate::kubelet::kubepods::{self, CgroupSearch};
 
-/// Memory of the node, with the sources of this information.
+/// Facts about the node's memory, and the sources of these facts.
 #[derive(Debug)]
 pub struct NodeMemory {
     /// Total memory (MemTotal), from which the kubelet computes `oom_score_adj`. `None` only if
@@ -30,12 +30,13 @@ pub struct NodeMemory {
     pub allocatable: Option<Bytes>,
     /// Source of `allocatable`.
     pub source: AllocatableSource,
-    /// Files and places that the plugin could not read and ignores.
+    /// Errors for files and cgroups that the plugin could not read and therefore ignores.
     pub problems: Vec<NodeError>,
-    /// Signs in the kubelet's configuration that the kubelet sets the same files, with the
-    /// solution.
+    /// Signs in the kubelet's configuration that the kubelet sets the same cgroup files as the
+    /// plugin, each with the solution.
     pub conflicts: Vec<Conflict>,
-    /// Reason why the plugin does not know whether the kubelet sets the same files.
+    /// Reason why the plugin does not know whether the kubelet sets the same cgroup files as the
+    /// plugin.
     pub unsettled: Option<UnknownMemoryQos>,
     /// Whether the plugin could read and parse the kubelet's configuration.
     pub has_kubelet_config: bool,
@@ -63,12 +64,12 @@ pub enum NodeError {
     /// The plugin could not open the root of the cgroup hierarchy.
     #[error("cannot look for kubepods: {0}; the plugin ignores it")]
     Root(#[from] RootError),
-    /// The plugin could not search a place that may contain kubepods.
+    /// The plugin could not list a cgroup that may contain kubepods.
     #[error("cannot look for kubepods: {0}; the plugin ignores it")]
     Search(#[from] CgroupError),
 }
 
-/// Formats the sentence for the log.
+/// Writes one sentence for the log.
 impl fmt::Display for NodeMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.allocatable {
@@ -90,7 +91,7 @@ impl fmt::Display for NodeMemory {
 impl NodeMemory {
     /// Reads the node whose file system is at `root`, usually `/`. Never fails, but lists
     /// unreadable files in `problems`. A missing file is a problem only if no other source can
-    /// replace the file. `guard` is the stored record of the guard.
+    /// replace the file. `guard` is the stored change of the node guard.
     pub fn discover(root: &Path, page: PageSize, guard: io::Result<Option<GuardRecord>>) -> Self {
         let mut files = Files { root, problems: Vec::new() };
         let meminfo = files.read(MEMINFO);
@@ -117,7 +118,7 @@ impl NodeMemory {
             config.and_then(|text| files.parsed(KUBELET_CONFIG, KubeletReservations::parse(&text)));
         let kubepods = kubepods.and_then(|(cgroup, path, text)| {
             let limit = files.parsed(&path, text.trim_end().parse::<Limit>())?;
-            // A value that the plugin itself has set contains no information about the kubelet.
+            // A value that the node guard has set contains no information about the kubelet.
             let record = record.filter(|record| record.cgroup == cgroup);
             Some(record.map_or(limit, |record| record.without(limit)))
         });
@@ -137,7 +138,7 @@ impl NodeMemory {
     }
 }
 
-/// Reader of the node's files, which collects problems.
+/// Reader of the node's files. Collects problems.
 struct Files<'a> {
     /// Root of the node's file system.
     root: &'a Path,
@@ -153,7 +154,7 @@ impl Files<'_> {
         })
     }
 
-    /// Returns the parsed content of a file. An error is added to the problems.
+    /// Returns the parsed content of a file. Adds a parsing error to the problems.
     fn parsed<T>(&mut self, path: &str, parsed: Result<T, impl ToString>) -> Option<T> {
         parsed
             .map_err(|error| {
@@ -186,8 +187,8 @@ fn settle(
     }
 }
 
-/// Finds the cgroups of all pods on the node whose file system is at `root`. Also returns the
-/// places that the search could not read.
+/// Finds the cgroups of all pods on the node whose file system is at `root`. Also returns errors
+/// for cgroups that the search could not list.
 fn find_kubepods(root: &Path) -> (Vec<CgroupPath>, Vec<NodeError>) {
     match CgroupRoot::open(&root.join(CGROUPS)) {
         Ok(root) => {
@@ -248,7 +249,7 @@ evictionHard:
   nodefs.available: 10%
 ";
 
-    /// 8Gi minus 300M and 200Mi.
+    /// Node allocatable before the eviction threshold: 8Gi minus the reserved 300M and 200Mi.
     const BEFORE_EVICTION: u64 = (8 << 30) - 300_000_000 - (200 << 20);
 
     #[test]

@@ -16,8 +16,8 @@ pub enum MemoryQos {
     ByVersion,
 }
 
-/// Conflict with the kubelet, which sets the same files as this plugin. `Display` names the files
-/// and the solution.
+/// Conflict with the kubelet, which sets the same cgroup files as this plugin. `Display` names the
+/// files and the solution.
 ///
 /// Source: `pkg/kubelet/cm/qos_container_manager_linux.go` and `helpers_linux.go` of Kubernetes
 /// 1.36 and 1.37.
@@ -61,8 +61,8 @@ pub enum UnknownMemoryQos {
          kubelet, whatever its version is"
     )]
     DefaultOfVersion,
-    /// The kubelet's configuration is not at the expected path. Holds the other known paths that
-    /// exist.
+    /// The kubelet's configuration is not at the expected path. The value holds the other known
+    /// paths at which a file exists.
     #[error(
         "found no configuration of the kubelet at /{KUBELET_CONFIG}{}; see which file and flags \
          the kubelet is started with (--config), and that featureGates.MemoryQoS is false there",

@@ -1,4 +1,5 @@
-//! Node allocatable memory, determined on the node itself (`nodeAllocatable: auto`).
+//! Node allocatable memory, which the plugin determines from files on the node (`nodeAllocatable:
+//! auto`).
 //!
 //! The kubelet computes node allocatable as total memory minus system-reserved, kube-reserved,
 //! hugepages and the hard eviction threshold (`pkg/kubelet/cm/node_container_manager_linux.go`).
@@ -6,12 +7,13 @@
 //!
 //! - its configuration file, which may be incomplete because flags and drop-in files override it;
 //! - `memory.max` of the `kubepods` cgroup, rounded down to pages. This value includes the eviction
-//!   threshold. A kubelet that does not enforce node allocatable for pods sets all memory.
+//!   threshold. A kubelet that does not enforce node allocatable for pods sets this value to all
+//!   memory of the node.
 //!
-//! If the configuration explains the value of the cgroup, the plugin uses the exact number from the
-//! configuration. If they disagree, the plugin uses the cgroup, because the cgroup has the limit in
-//! force. If both are missing, the node is no Kubernetes node, and pods may use all memory except
-//! hugepages.
+//! If the configuration explains the `memory.max` of kubepods, the plugin uses the exact amount
+//! from the configuration. If configuration and `memory.max` disagree, the plugin uses
+//! `memory.max`, because this is the limit in force. If both are missing, the node is no Kubernetes
+//! node, and pods may use all memory except hugepages.
 
 mod allocatable;
 mod file;

@@ -7,34 +7,36 @@ use crate::pod::CgroupPath;
 use crate::policy::protection::Protection;
 use crate::units::Bytes;
 
-/// Inputs for the effective protection of one cgroup by one file.
+/// Inputs for the computation of the effective protection that one file gives to one cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The cgroup's usage (`memory.current`).
     pub usage: Bytes,
     /// The parent's usage.
     pub parent_usage: Bytes,
-    /// The value of the cgroup's file.
+    /// The value in the cgroup's file.
     pub setting: Bytes,
     /// The parent's effective protection by the same file.
     pub parent_effective: Bytes,
-    /// Protected usage of all children of the parent, including this cgroup: the sum of the lesser
-    /// of usage and setting.
+    /// Sum of the protected usage of all children of the parent, including this cgroup. A child's
+    /// protected usage is the lesser of its usage and its setting.
     pub siblings_protected: Bytes,
     /// Whether cgroup2 is mounted with `memory_recursiveprot`.
     pub recursive: bool,
 }
 
-/// Computes the effective protection of a cgroup by one file, as the kernel does.
+/// Computes the effective protection that one file gives to a cgroup, as the kernel does.
 ///
-/// The rule does not apply to direct children of the cgroup where reclaim starts. The files of
-/// these children protect with their full values.
+/// The rule does not apply to direct children of the cgroup where reclaim starts. For these
+/// children, the full values of the files are effective.
 ///
 /// - A child's protected usage is the lesser of its usage and its setting. If the parent's
-///   effective protection covers the protected usage of all children, each child gets its own. If
-///   not, the children share the parent's protection in proportion to their protected usage.
-/// - With `memory_recursiveprot`, the children also share the parent's unclaimed protection. The
-///   shares are in proportion to the usage beyond each child's claim.
+///   effective protection covers the protected usage of all children, the protected usage of each
+///   child is its effective protection. Otherwise, the children share the parent's protection in
+///   proportion to their protected usage.
+/// - With `memory_recursiveprot`, the children also share the part of the parent's protection that
+///   exceeds their protected usage. The shares are in proportion to each child's usage beyond its
+///   protected usage.
 ///
 /// The result can exceed the usage only if the parent's protection exceeds the parent's usage. In
 /// this case the whole usage is protected.
@@ -62,18 +64,18 @@ pub fn effective(step: &Step) -> Bytes {
     saturated(protected)
 }
 
-/// Values read from one cgroup.
+/// Protection settings and usage of one cgroup, as the plugin read them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ObservedCgroup {
-    /// The values of its files.
+    /// The values in the cgroup's files.
     pub setting: Protection,
-    /// Its usage (`memory.current`).
+    /// The cgroup's usage (`memory.current`).
     pub usage: Bytes,
 }
 
 /// Computes how much of each cgroup's usage is effectively protected during reclaim that starts in
-/// `root`. The cause of reclaim is a cgroup's `memory.max`. With `None` the cause is memory
-/// pressure on the whole node.
+/// `root`. `root` is the cgroup whose `memory.max` causes the reclaim. With `None`, the cause is
+/// memory pressure on the whole node.
 ///
 /// `observed` must contain all cgroups between `root` and the cgroups of interest, with all their
 /// siblings. The result omits a cgroup if `observed` lacks one of its ancestors below `root`. A
@@ -91,7 +93,7 @@ pub fn effective_tree(
             claimed.entry(parent).or_default().replace(Protection::default(), protected);
         }
     }
-    // Start with the children of `root`, whose files protect with their full values. Paths are
+    // Start with the children of `root`: the full values of their files are effective. Paths are
     // sorted, so a parent comes before its children.
     let mut found: BTreeMap<CgroupPath, Protection> = BTreeMap::new();
     for (cgroup, &ObservedCgroup { setting, usage }) in observed {
@@ -161,8 +163,9 @@ mod tests {
 
     #[test]
     fn the_kernels_examples_come_out_as_it_says() {
-        // Example in mm/memcontrol.c of 5.x: a parent has 2 GiB. Its children claim 3, 1, 0 and 10
-        // GiB and use 2, 2, 2 and 0 GiB. The first two get 1.3 and 0.6 GiB.
+        // Example in mm/memcontrol.c of 5.x: a parent has 2 GiB of protection. The children's
+        // settings are 3, 1, 0 and 10 GiB, and their usages are 2, 2, 2 and 0 GiB. The first two
+        // children get 1.3 and 0.6 GiB.
         let step = |usage: u64, setting: u64| Step {
             usage: Bytes::new(usage),
             parent_usage: Bytes::new(6000),
@@ -176,9 +179,9 @@ mod tests {
         {
             assert_eq!(effective(&step(usage, setting)), Bytes::new(expected), "{usage} {setting}");
         }
-        // Example for memory_recursiveprot in the same file: a parent has 2 GiB, and its children
-        // claim 1 and 0 GiB. In balance the children use 1.5 and 0.5 GiB, and all of that is
-        // protected.
+        // Example for memory_recursiveprot in the same file: a parent has 2 GiB of protection, and
+        // its children's settings are 1 and 0 GiB. In the final state the children use 1.5 and 0.5
+        // GiB, and this usage is fully protected.
         for (usage, setting, plain, recursive) in [(1500, 1000, 1000, 1500), (500, 0, 0, 500)] {
             let step = |recursive| Step {
                 usage: Bytes::new(usage),

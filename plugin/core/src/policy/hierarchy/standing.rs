@@ -13,25 +13,28 @@ use crate::units::Bytes;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
-    /// The files claim no protection.
+    /// The files ask for no protection.
     Unclaimed,
-    /// At least nine tenths of the claimed usage is effectively protected. The threshold is below 1
-    /// because usages read one after another do not add up exactly. A cgroup without usage also
-    /// counts as protected.
+    /// At least nine tenths of the usage that the files should protect is effectively protected.
+    /// The threshold is below 1 because usages that the plugin reads one after another do not add
+    /// up exactly. A cgroup without usage also counts as protected.
     Protected,
-    /// At least one tenth of the claimed usage is effectively protected, but less than nine tenths.
+    /// At least one tenth but less than nine tenths of the usage that the files should protect is
+    /// effectively protected.
     Partly,
-    /// Less than one tenth of the claimed usage is effectively protected, usually nothing.
+    /// Less than one tenth of the usage that the files should protect is effectively protected, and
+    /// usually nothing.
     Inert,
 }
 
 impl Standing {
-    /// All standings, for messages and tests.
+    /// All variants, for messages and tests.
     pub const ALL: [Self; 4] = [Self::Unclaimed, Self::Protected, Self::Partly, Self::Inert];
 
     /// Classifies a cgroup by its settings, its usage and its effective protection from
-    /// [`effective_tree`](super::effective_tree). A file's claimed usage is the lesser of its
-    /// setting and the usage. The worse result of both files counts.
+    /// [`effective_tree`](super::effective_tree). The usage that a file should protect is the
+    /// lesser of the file's setting and the cgroup's usage. The worse result of the two files
+    /// counts.
     pub fn of(setting: Protection, usage: Bytes, effective: Protection) -> Self {
         let knob = |setting: Bytes, effective: Bytes| {
             if setting == Bytes::ZERO {

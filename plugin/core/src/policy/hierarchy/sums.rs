@@ -1,4 +1,4 @@
-//! Exact sums of protection, and the shares of groups of pods in the budget.
+//! Exact sums of protection, and the part of the needs of a group of pods that the budget covers.
 
 use crate::pod::QosClass;
 use crate::policy::protection::Protection;
@@ -22,7 +22,7 @@ impl Sum {
         self.min = self.min + u128::from(new.get()) - u128::from(last.get());
     }
 
-    /// Returns the sum, where each part is at most [`Bytes::MAX`].
+    /// Returns the sum. `min` and `low` of the sum are each at most [`Bytes::MAX`].
     pub(super) fn protection(&self) -> Protection {
         Protection { min: saturated(self.min), low: saturated(self.low) }
     }
@@ -36,7 +36,7 @@ pub(super) fn total(protection: Protection) -> u128 {
     u128::from(protection.min.get()) + u128::from(protection.low.get())
 }
 
-/// Part of a group's total claim that the group gets.
+/// Part of a group's total protection claim that the budget covers.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct Share {
     pub(super) asked: u128,
@@ -48,13 +48,13 @@ impl Share {
         self.granted < self.asked
     }
 
-    /// Returns whether both shares give the same protection to every possible claim.
+    /// Returns whether both shares give the same protection for every possible protection claim.
     pub(super) fn is_same_for_all(self, other: Self) -> bool {
         self == other || !self.is_short() && !other.is_short()
     }
 
-    /// Returns the part for a pod with this claim. The claim and the granted amount are below 2^63,
-    /// so their product cannot overflow.
+    /// Returns the protection that a pod with the protection claim `asked` gets. The protection
+    /// claim and the granted amount are below 2^63, so their product cannot overflow.
     pub(super) fn part(self, asked: Protection) -> Protection {
         if !self.is_short() {
             return asked;

@@ -1,4 +1,4 @@
-//! Claims of all containers, and the protection that the cgroups above them need.
+//! Protection claims of all containers, and the protection that the cgroups above containers need.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,29 +10,30 @@ use crate::units::Bytes;
 /// Desired protection of a cgroup above the containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Level {
-    /// The cgroup: of a pod, of a class, or kubepods.
+    /// The cgroup of a pod, the cgroup of a class, or kubepods.
     pub cgroup: CgroupPath,
-    /// The desired values of its files.
+    /// The desired values of the cgroup's files.
     pub protection: Protection,
 }
 
-/// Pod with less protection than its claim, because the budget is too small.
+/// Pod that gets less protection than it needs, because the budget is too small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortfall {
     /// The pod's cgroup.
     pub pod: CgroupPath,
-    /// The pod's claim.
+    /// The protection that the pod needs.
     pub asked: Protection,
-    /// The pod's share.
+    /// The protection that the pod gets.
     pub gets: Protection,
 }
 
-/// Claims of all containers, and the resulting desired values of the cgroups above them.
+/// Protection claims of all containers, and the resulting desired values of the cgroups above
+/// containers.
 ///
-/// Each changing method returns the levels with a new desired value, parents before children. The
-/// first appearance of a level counts as a change even without protection, because the files may
-/// hold old values. The cost of a call does not depend on the number of pods, unless the pods claim
-/// more than the budget.
+/// Each method that changes the tree returns the cgroups whose desired values changed, parents
+/// before children. A new cgroup counts as changed even without protection, because its files may
+/// hold old values. The cost of a call does not depend on the number of pods, unless the pods need
+/// more protection than the budget.
 ///
 /// The tree keeps a pod until [`Tree::remove_pod`], and the pod's ancestors forever. Several
 /// kubepods cgroups share one budget.
@@ -44,9 +45,9 @@ pub struct Tree {
     above: HashMap<CgroupPath, Sum>,
     /// The pod of each container.
     containers: HashMap<String, CgroupPath>,
-    /// Sum of `memory.min` and `memory.low` that all Guaranteed pods claim.
+    /// Sum of `memory.min` and `memory.low` that all Guaranteed pods need.
     guaranteed: u128,
-    /// Sum of `memory.min` and `memory.low` that all other pods claim.
+    /// Sum of `memory.min` and `memory.low` that all other pods need.
     others: u128,
 }
 
@@ -55,29 +56,29 @@ struct Pod {
     place: PodPlace,
     containers: HashMap<String, Protection>,
     overhead: Protection,
-    /// Upper bound of the pod's claim, from the pod's memory limit.
+    /// Upper bound of the pod's protection claim, derived from the pod's memory limit.
     cap: Option<Bytes>,
-    /// Sum of the claims of the containers and the overhead.
+    /// Sum of the protection claims of the containers and of the overhead.
     asked: Sum,
     gets: Protection,
 }
 
 impl Tree {
     /// Creates a tree without pods. The budget is node allocatable. `None` means that the budget is
-    /// unknown and does not bound the claims.
+    /// unknown and does not limit the protection.
     pub fn new(budget: Option<Bytes>) -> Self {
         Self { budget, ..Self::default() }
     }
 
-    /// Replaces the budget.
+    /// Replaces the budget (node allocatable).
     pub fn set_budget(&mut self, budget: Option<Bytes>) -> Vec<Level> {
         let change = self.begin();
         self.budget = budget;
         self.finish(change)
     }
 
-    /// Sets a container's claim and adds its pod to the tree if needed. A container that was in
-    /// another pod moves.
+    /// Sets a container's protection claim. Adds the container's pod if the tree does not have it.
+    /// Moves a container that was in another pod.
     pub fn claim(&mut self, pod: &PodPlace, container: &str, claim: Protection) -> Vec<Level> {
         let mut change = self.begin();
         if self.containers.get(container) != Some(pod.cgroup()) {
@@ -91,12 +92,12 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Returns a container's claim.
+    /// Returns a container's protection claim.
     pub fn claim_of(&self, container: &str) -> Option<Protection> {
         self.pods.get(self.containers.get(container)?)?.containers.get(container).copied()
     }
 
-    /// Returns every container with a claim, in no particular order.
+    /// Returns every container with a protection claim, in no particular order.
     pub fn containers(&self) -> impl Iterator<Item = &str> {
         self.containers.keys().map(String::as_str)
     }
@@ -106,7 +107,7 @@ impl Tree {
         self.pods.keys()
     }
 
-    /// Returns the pod to which a container's claim belongs.
+    /// Returns the pod of a container with a protection claim.
     pub fn pod_of(&self, container: &str) -> Option<&CgroupPath> {
         self.containers.get(container)
     }
@@ -116,14 +117,14 @@ impl Tree {
         self.pods.contains_key(cgroup)
     }
 
-    /// Removes a container's claim, if there is one.
+    /// Removes a container's protection claim, if there is one.
     pub fn release(&mut self, container: &str) -> Vec<Level> {
         let mut change = self.begin();
         self.forget(container, &mut change);
         self.finish(change)
     }
 
-    /// Sets the claim of a pod's overhead and adds the pod to the tree if needed.
+    /// Sets the protection claim of a pod's overhead. Adds the pod if the tree does not have it.
     pub fn set_overhead(&mut self, pod: &PodPlace, overhead: Protection) -> Vec<Level> {
         let mut change = self.begin();
         self.edit(pod, &mut change, |pod| {
@@ -133,8 +134,8 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Sets the upper bound of a pod's claim. `None` removes the bound. Does nothing for an unknown
-    /// pod.
+    /// Sets the upper bound of a pod's protection claim. `None` removes the upper bound. Does
+    /// nothing for an unknown pod.
     pub fn set_cap(&mut self, pod: &CgroupPath, cap: Option<Bytes>) -> Vec<Level> {
         let Some(place) =
             self.pods.get(pod).filter(|pod| pod.cap != cap).map(|pod| pod.place.clone())
@@ -146,8 +147,8 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Removes a pod with its containers. The tree keeps the levels above. Does nothing for an
-    /// unknown pod.
+    /// Removes a pod with its containers. The tree keeps the cgroups above the pod. Does nothing
+    /// for an unknown pod.
     pub fn remove_pod(&mut self, pod: &CgroupPath) -> Vec<Level> {
         let mut change = self.begin();
         if let Some(pod) = self.withdraw(pod, &mut change) {
@@ -164,7 +165,8 @@ impl Tree {
         pod.or_else(|| self.above.get(cgroup).map(|sum| sum.protection()))
     }
 
-    /// Returns the desired protection of every known level, parents before children.
+    /// Returns the desired protection of every known cgroup above containers, parents before
+    /// children.
     pub fn levels(&self) -> Vec<Level> {
         let above = self.above.iter().map(|(cgroup, sum)| (cgroup, sum.protection()));
         let pods = self.pods.iter().map(|(cgroup, pod)| (cgroup, pod.gets));
@@ -176,7 +178,8 @@ impl Tree {
             .collect()
     }
 
-    /// Returns the cgroup of all pods. If there are several, returns the first by path.
+    /// Returns the cgroup of all pods. If there are several such cgroups, returns the first by
+    /// path.
     pub fn kubepods(&self) -> Option<&CgroupPath> {
         let is_top = |cgroup: &&CgroupPath| {
             cgroup.parent().is_none_or(|parent| !self.above.contains_key(&parent))
@@ -184,14 +187,14 @@ impl Tree {
         self.above.keys().filter(is_top).min()
     }
 
-    /// Returns whether any pod gets less than its claim, because all claims together exceed the
-    /// budget.
+    /// Returns whether any pod gets less protection than it needs, because all pods together need
+    /// more than the budget.
     pub fn is_short(&self) -> bool {
         let shares = self.shares();
         shares.guaranteed.is_short() || shares.others.is_short()
     }
 
-    /// Returns the pods that get less than their claims, sorted by path.
+    /// Returns the pods that get less protection than they need, sorted by path.
     pub fn shortfalls(&self) -> Vec<Shortfall> {
         if !self.is_short() {
             return Vec::new();
@@ -216,13 +219,13 @@ impl Tree {
         TreeChange { shares: self.shares(), before: BTreeMap::new(), pods: Vec::new() }
     }
 
-    /// Updates the shares of all touched pods. If the share of a class changed, all pods of that
-    /// class are updated.
+    /// Updates the protection of all pods that the call changed. If the share of a class changed,
+    /// updates all pods of this class.
     fn finish(&mut self, mut change: TreeChange) -> Vec<Level> {
         let shares = self.shares();
         let is_other = |class| !shares.of(class).is_same_for_all(change.shares.of(class));
-        // The share of a class changes only if all claims exceed the budget before or after the
-        // call.
+        // The share of a class changes only if all pods together need more than the budget, before
+        // or after the call.
         if is_other(QosClass::Guaranteed) || is_other(QosClass::Burstable) {
             let places = self.pods.values().map(|pod| &pod.place);
             change.pods = places
@@ -247,7 +250,7 @@ impl Tree {
         changed.collect()
     }
 
-    /// Edits a pod and adds it to the tree if needed.
+    /// Edits a pod. First adds the pod if the tree does not have it.
     fn edit(&mut self, place: &PodPlace, change: &mut TreeChange, edit: impl FnOnce(&mut Pod)) {
         let mut pod = self.withdraw(place.cgroup(), change).unwrap_or_else(|| Pod::new(place));
         // The caller may pass another class than before.
@@ -259,7 +262,7 @@ impl Tree {
         self.pods.insert(place.cgroup().clone(), pod);
     }
 
-    /// Removes a pod from every sum. The pod's share is zero until [`Tree::finish`] sets it.
+    /// Removes a pod from every sum. The pod's protection is zero until [`Tree::finish`] sets it.
     fn withdraw(&mut self, cgroup: &CgroupPath, change: &mut TreeChange) -> Option<Pod> {
         self.note(cgroup, change);
         let mut pod = self.pods.remove(cgroup)?;
@@ -298,8 +301,8 @@ impl Tree {
         kubepods.replace_min(last.low, new.low);
     }
 
-    /// Records the desired value that a level had before the call. Later calls for the same level
-    /// change nothing.
+    /// Records the desired value that a cgroup has before the tree changes. A second call for the
+    /// same cgroup changes nothing.
     fn note(&self, cgroup: &CgroupPath, change: &mut TreeChange) {
         if !change.before.contains_key(cgroup) {
             change.before.insert(cgroup.clone(), self.desired(cgroup));
@@ -326,7 +329,7 @@ impl Pod {
         }
     }
 
-    /// Returns the pod's claim: the sum, bounded by the cap.
+    /// Returns the protection that the pod needs: the sum, but at most `cap`.
     fn asks_for(&self) -> Protection {
         let Protection { min, low } = self.asked.protection();
         match self.cap {
@@ -336,13 +339,13 @@ impl Pod {
     }
 }
 
-/// State kept during one call.
+/// State during one call that changes the tree.
 struct TreeChange {
     /// The shares before the call.
     shares: Shares,
-    /// The desired values of the touched levels before the call.
+    /// The desired values that the affected cgroups had before the call.
     before: BTreeMap<CgroupPath, Option<Protection>>,
-    /// The touched pods.
+    /// The pods that the call changed.
     pods: Vec<PodPlace>,
 }
 
@@ -357,7 +360,7 @@ mod tests {
     };
     use super::*;
 
-    /// Formats levels as `path min low`.
+    /// Formats each cgroup as `path min low`.
     fn shown(levels: &[Level]) -> Vec<String> {
         let line = |Level { cgroup, protection }: &Level| {
             format!("{cgroup} {} {}", protection.min, protection.low)
@@ -533,7 +536,7 @@ mod tests {
         tree.claim(&guaranteed("g"), "1", protection(700, 0));
         tree.claim(&burstable("a"), "2", protection(0, 200));
         assert!(tree.shortfalls().is_empty());
-        // The pods claim 400, and 300 are left.
+        // The pods need 400, and 300 of the budget are left.
         assert_eq!(
             shown(&tree.claim(&besteffort("b"), "3", protection(100, 100))),
             [
@@ -554,7 +557,7 @@ mod tests {
             ]
         );
         assert_eq!(tree.claim_of("2"), Some(protection(0, 200)));
-        // A Guaranteed pod displaces all other pods until it is removed.
+        // A Guaranteed pod takes the whole budget, so all other pods get nothing until its removal.
         assert_eq!(
             shown(&tree.claim(&guaranteed("h"), "4", protection(300, 0))),
             [
@@ -813,7 +816,8 @@ mod tests {
                         && sum.low <= u128::from(parent.low.get())
                 );
             }
-            // Guaranteed pods keep their claims if they fit, and no pod gets less without need.
+            // Guaranteed pods get all that they need if the budget allows it, and no pod gets less
+            // without need.
             let asked = |pod: usize| model.asked(pod).iter().sum::<u128>();
             let of_first = |first| {
                 let pods = model.overheads.keys().copied();
