@@ -192,8 +192,7 @@ impl Run {
         started.context("cannot start a thread").map_err(Failure::Runtime)?;
         let configurator = stub.plugin().configurator();
         let reloads = reload.clone();
-        // The tasks that watch files also read files, which may block, so these tasks have their
-        // own thread.
+        // The tasks that watch files have their own thread, because a read may block.
         let watch_files = move || async move {
             configured.notified().await;
             let config = watch_config(&files, &configurator, &containers, &reloads);
