@@ -1,15 +1,15 @@
-//! The decisions of Plimsoll: what the memory values of containers, pods and nodes should be.
+//! Plimsoll's decisions: which memory values containers, pods and nodes should have.
 //!
-//! All functions are pure. The functions read no files, no clock and no environment, start no
-//! threads and write no log. The list of dependencies and the `clippy.toml` of this crate enforce
-//! this rule. Amounts are whole bytes unless their type says otherwise.
+//! All functions are pure. The functions do not read files, the clock or environment variables,
+//! start no threads and write no logs. The list of dependencies and the `clippy.toml` of this crate
+//! enforce this rule. Amounts are whole bytes unless their type says otherwise.
 //!
-//! The modules, lowest first:
+//! The modules, in an order in which each module uses only earlier ones:
 //!
-//! - [`units`]: amounts of memory and CPU, with the formats of Kubernetes and the kernel.
+//! - [`units`]: amounts of memory and CPU, in the formats of Kubernetes and the kernel.
 //! - [`pod`]: pods, containers, and the cgroups that the kubelet and the runtime give them.
 //! - [`policy`]: desired values, effective protection, pod limits, limit decreases, OOM rescue.
-//! - [`requests`]: which source of a container's memory request the plugin trusts.
+//! - [`requests`]: choice of the most reliable source for a container's memory request.
 //! - [`incident`]: incidents that the plugin reports.
 
 pub mod incident;

@@ -13,7 +13,7 @@ pub enum Outcome {
     Unresolved,
     /// The container or cgroup no longer exists.
     Gone,
-    /// The kernel or the cgroup lacks the file.
+    /// The kernel does not support the file, or the cgroup does not have it.
     Unsupported,
     /// Another program keeps changing the values.
     Contended,

@@ -23,19 +23,19 @@ pub struct LowerLimit {
 pub enum Incident {
     /// The plugin refused a limit decrease that would cause an OOM kill.
     CutRejected(LowerLimit),
-    /// The plugin deferred a limit decrease that would cause an OOM kill now.
+    /// The plugin postponed a limit decrease, because it would cause an OOM kill at the moment.
     CutDeferred(LowerLimit),
-    /// The plugin gave up a deferred limit. The deadline for the limit (`shrinkDeadline`) had
-    /// passed, or the plugin had stopped setting values.
+    /// The plugin no longer tries to set a postponed limit. The deadline for the limit
+    /// (`shrinkDeadline`) had passed, or the plugin had stopped setting values.
     CutGivenUp(LowerLimit),
-    /// A limit that the plugin had deferred is now in force.
+    /// A limit that the plugin had postponed is now in force.
     CutApplied {
-        /// The limit that the plugin had deferred.
+        /// The limit that the plugin had postponed.
         desired: Bytes,
         /// The limit in force.
         observed: Limit,
     },
-    /// The runtime reported an update as done, but the kernel has another value.
+    /// The runtime reported success for an update, but the cgroup file has a different value.
     NotResized {
         /// Name of the file.
         knob: &'static str,
@@ -62,7 +62,7 @@ pub enum Incident {
         /// Value that the plugin found.
         observed: Limit,
     },
-    /// Another program keeps changing a file, so the plugin leaves the file alone.
+    /// Another program keeps changing a file, so the plugin no longer repairs the file.
     Contended {
         /// The file.
         knob: Knob,
@@ -73,7 +73,7 @@ pub enum Incident {
         /// Number of times that the plugin repaired the file.
         repairs: u32,
     },
-    /// Another program keeps lowering the `cpu.max` of a pod, so the plugin leaves the file alone.
+    /// Another program keeps lowering the `cpu.max` of a pod, so the plugin no longer raises it.
     CpuContended {
         /// Value that the file should have.
         desired: CpuMax,
@@ -83,7 +83,7 @@ pub enum Incident {
         repairs: u32,
     },
     /// Another program, perhaps the kubelet, keeps changing a file of a cgroup above the pods.
-    /// [`Incident::of_subject`] makes this variant from `Contended`.
+    /// [`Incident::of_subject`] converts `Contended` to this variant.
     ContendedWithKubelet {
         /// The file.
         knob: Knob,
@@ -119,14 +119,14 @@ pub enum Incident {
         /// Time window in which the plugin counts kills.
         window: Duration,
     },
-    /// A container is OOM-killed repeatedly, but the plugin may not raise the container's limit
+    /// A container is OOM-killed repeatedly, but the plugin must not raise the container's limit
     /// further.
     AtCeiling {
         /// Limit of the container.
         observed: Bytes,
-        /// Highest limit that the container may have.
+        /// Highest limit to which the plugin may raise the container's limit.
         ceiling: Bytes,
-        /// Part of node allocatable that no container has requested.
+        /// Amount of node allocatable memory that no container requests.
         free: Bytes,
         /// Number of kills within `window`.
         kills: usize,
@@ -140,36 +140,36 @@ pub enum Incident {
         /// Node allocatable: memory for all pods together.
         allocatable: Bytes,
     },
-    /// A container's limit is too many times its request.
+    /// The ratio of a container's memory limit to its memory request is too high.
     Overcommitted {
-        /// Request of the container, or the upper bound if the request is not exact.
+        /// Request of the container, or its upper bound if the exact request is unknown.
         request: Bytes,
         /// Limit of the container.
         limit: Bytes,
         /// Highest ratio of limit to request that causes no warning.
         most: f64,
     },
-    /// The plugin set the limit of all pods together (`nodeGuard`).
+    /// The plugin set a memory limit for all pods together (`nodeGuard`).
     Guarded {
         /// Limit after the change.
         desired: Bytes,
         /// Limit before the change.
         observed: Limit,
     },
-    /// The plugin does not set the limit of `nodeGuard` yet, because all pods together use more
-    /// memory than this limit.
+    /// The plugin does not yet set a memory limit for all pods together (`nodeGuard`), because the
+    /// pods use more memory than this limit.
     GuardWaits(LowerLimit),
-    /// The plugin restored the limit that all pods together have without `nodeGuard`.
+    /// The plugin restored the memory limit that all pods together would have without `nodeGuard`.
     Unguarded {
         /// Limit that the plugin wrote.
         desired: Limit,
         /// Limit that the plugin read after the write.
         observed: Limit,
     },
-    /// A container was throttled at `memory.high`, so the plugin raised this `memory.high`.
+    /// A container was throttled at `memory.high`, so the plugin raised its `memory.high`.
     Released(HighChange),
-    /// The plugin had raised the `memory.high` of a throttled container, and now restored the
-    /// original value.
+    /// The plugin restored the original `memory.high` of a container, after it had raised this
+    /// value.
     PutBack(HighChange),
 }
 
@@ -188,8 +188,8 @@ pub struct HighChange {
 }
 
 impl Incident {
-    /// Returns the incident as the variant for this subject. For a cgroup above the pods,
-    /// `Contended` becomes `ContendedWithKubelet`.
+    /// Returns a copy of the incident. If `subject` is a cgroup above the pods, `Contended` becomes
+    /// `ContendedWithKubelet`.
     pub fn of_subject(&self, subject: &Subject) -> Self {
         match (self, &subject.cgroup) {
             (

@@ -4,8 +4,8 @@ use super::data::Incident;
 use super::kind::IncidentKind;
 use crate::units::{CPU_MAX, Knob, Limit};
 
-/// Identity of an incident: kind, requested limit and file. Incidents that differ only in other
-/// amounts, such as the usage, have the same identity.
+/// Identity of an incident: its kind, its cgroup file and, if the plugin did not set a limit, this
+/// limit. The identity does not depend on other amounts, such as the usage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     kind: IncidentKind,
@@ -21,7 +21,7 @@ impl Identity {
 }
 
 impl Incident {
-    /// Returns the identity, which stays the same when the incident repeats with other amounts.
+    /// Returns the incident's identity, which does not depend on amounts such as the usage.
     pub const fn identity(&self) -> Identity {
         let requested = match self {
             Self::CutRejected(cut) | Self::CutDeferred(cut) | Self::CutGivenUp(cut) => {
@@ -32,7 +32,7 @@ impl Incident {
         Identity { kind: self.kind(), requested, file: self.file() }
     }
 
-    /// Returns the name of the file that the incident concerns.
+    /// Returns the name of the cgroup file that the incident is about.
     pub const fn file(&self) -> Option<&'static str> {
         match self {
             Self::NotResized { knob, .. } | Self::PodRaised { knob, .. } => Some(knob),

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Kind of an incident. `plimsoll status` and the reason of Kubernetes Events show the name of the
-/// kind. Later versions of the plugin keep the names.
+/// Kind of an incident. The name of the kind appears in `plimsoll status`, and as the `reason` of
+/// Kubernetes Events. The names must stay the same in later versions of the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each is an `Incident` without its numbers")]
 pub enum IncidentKind {

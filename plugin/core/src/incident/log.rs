@@ -1,4 +1,4 @@
-//! Fields of the log message of an incident.
+//! Fields of the log message about an incident.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,13 +14,13 @@ pub struct Fields {
     pub knob: Option<&'static str>,
     /// Value that the file should have.
     pub desired: Option<String>,
-    /// Value that the file had or has.
+    /// Value that the plugin read from the file.
     pub observed: Option<String>,
     /// Limit that the user asked for.
     pub asked: Option<Bytes>,
     /// Memory usage.
     pub usage: Option<Bytes>,
-    /// Part of the usage that the kernel can reclaim.
+    /// Amount of the used memory that the kernel can reclaim.
     pub reclaimable: Option<Bytes>,
     /// Memory request.
     pub request: Option<String>,
@@ -30,15 +30,15 @@ pub struct Fields {
     pub most: Option<f64>,
     /// Node allocatable.
     pub allocatable: Option<String>,
-    /// Percentage of time that all tasks of the container waited for memory.
+    /// Percentage of time during which all tasks of the container waited for memory.
     pub stalled: Option<f64>,
     /// Number of times that the plugin repaired the file.
     pub repairs: Option<u32>,
-    /// Owner of the limit that caused an OOM kill.
+    /// Text that says which cgroup's limit caused an OOM kill.
     pub by: Option<&'static str>,
-    /// Highest limit that the container may have.
+    /// Highest limit to which the plugin may raise the container's limit.
     pub ceiling: Option<Bytes>,
-    /// Part of node allocatable that no container has requested.
+    /// Amount of node allocatable memory that no container requests.
     pub free: Option<Bytes>,
     /// Number of OOM kills within `window`.
     pub kills: Option<usize>,
@@ -58,7 +58,7 @@ impl Fields {
         }
     }
 
-    /// Returns the fields of a change of `memory.high`.
+    /// Returns the fields for a change to `memory.high`.
     fn of_high(change: &HighChange) -> Self {
         Self {
             desired: Some(change.desired.to_string()),
@@ -69,7 +69,7 @@ impl Fields {
         }
     }
 
-    /// Returns the fields for a desired value and an observed value.
+    /// Returns fields with the desired value, the observed value and the outcome.
     fn of_change(
         desired: &dyn fmt::Display,
         observed: &dyn fmt::Display,
@@ -83,7 +83,7 @@ impl Fields {
         }
     }
 
-    /// Returns the fields of OOM kills.
+    /// Returns fields with the number of OOM kills and the time window.
     fn of_kills(kills: usize, window: Duration) -> Self {
         Self { kills: Some(kills), window: Some(window), ..Self::default() }
     }
@@ -101,7 +101,7 @@ impl Incident {
         Fields { knob: self.file(), ..self.other_fields() }
     }
 
-    /// Returns the fields without the name of the file.
+    /// Returns all fields except the name of the cgroup file.
     fn other_fields(&self) -> Fields {
         match self {
             Self::CutRejected(cut) | Self::CutGivenUp(cut) => {
@@ -149,7 +149,7 @@ impl Incident {
         }
     }
 
-    /// Returns the fields of an incident after OOM kills.
+    /// Returns the fields of an incident that OOM kills caused.
     fn oom_fields(&self) -> Fields {
         match *self {
             Self::Killed { limit, by_own_limit, kills, window } => Fields {

@@ -1,11 +1,11 @@
-//! Message for people about an incident.
+//! Message about an incident for human readers.
 
 use std::fmt;
 
 use super::data::{Incident, LowerLimit};
 use crate::units::{Bytes, CPU_MAX, Knob, Limit};
 
-/// Writes the message for people. Amounts are Kubernetes quantities, and there are no log fields.
+/// Writes the message for human readers. It shows amounts as Kubernetes quantities.
 impl fmt::Display for Incident {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -42,7 +42,7 @@ impl fmt::Display for Incident {
                  times",
                 limit.quantity(),
                 limit.get() as f64 / request.get() as f64,
-                // A request derived from oom_score_adj is not a round number.
+                // A request that the plugin estimated from oom_score_adj is no round number.
                 request.approx()
             ),
             Self::Guarded { .. } | Self::GuardWaits(_) | Self::Unguarded { .. } => self.guard(f),
@@ -66,8 +66,8 @@ fn quantity(limit: &Limit) -> String {
     limit.bytes().map_or_else(|| "max".to_owned(), Bytes::quantity)
 }
 
-/// Writes the message about a limit decrease that would cause an OOM kill. `verb` names the
-/// plugin's action.
+/// Writes the message about a limit decrease that would cause an OOM kill. `verb` is the plugin's
+/// action, such as `rejected`.
 fn decrease(f: &mut fmt::Formatter<'_>, verb: &str, cut: &LowerLimit) -> fmt::Result {
     write!(
         f,
@@ -151,7 +151,7 @@ impl Incident {
         }
     }
 
-    /// Writes the message about the limit of all pods together.
+    /// Writes the message about the memory limit for all pods together.
     fn guard(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Guarded { desired, observed } => write!(

@@ -1,6 +1,6 @@
-//! Incidents that the plugin reports, as data.
+//! Data types for the incidents that the plugin reports.
 //!
-//! The code that detects an incident creates an [`Incident`]. The plugin's `report` folder chooses
+//! The code that detects an incident creates an [`Incident`]. The plugin's `report` module decides
 //! where the incident appears: in the log, the metrics, the status and Kubernetes Events.
 //!
 //! The submodule `table` lists the incidents with their constant properties.

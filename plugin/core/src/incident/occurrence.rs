@@ -1,4 +1,4 @@
-//! Incident with its subject, for code that holds a lock and cannot report the incident itself.
+//! Incident with its subject, for code that must not report incidents because it holds a lock.
 
 use super::data::Incident;
 use super::subject::Subject;

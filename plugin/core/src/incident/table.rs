@@ -1,7 +1,7 @@
 //! Table of all incidents with their constant properties.
 //!
 //! To add an incident, add a variant to [`Incident`] and [`IncidentKind`], and a row to this table.
-//! The compiler then asks for the fields of the log message and for the message for people.
+//! Then the code does not compile until the new incident has log fields and a message.
 
 use super::data::Incident;
 use super::kind::IncidentKind;
@@ -14,10 +14,9 @@ pub struct Properties {
     pub kind: IncidentKind,
     /// Whether the incident requires action by the operator or the pod's owner.
     pub is_warning: bool,
-    /// Action of the Kubernetes Event. `None` means that the plugin writes no Event.
+    /// The `action` field of the Kubernetes Event. `None` means that the plugin writes no Event.
     pub event_action: Option<&'static str>,
-    /// Text of the log message: what happened and what to do. The text contains no amounts, so the
-    /// text of an incident is constant.
+    /// Text of the log message: what happened and what to do. The text contains no amounts.
     pub text: &'static str,
 }
 
@@ -27,7 +26,8 @@ const WARNING: bool = true;
 /// Marks an incident that requires no action.
 const NORMAL: bool = false;
 
-/// Builds the table from rows: variant, kind, `WARNING` or `NORMAL`, action of the Event, text.
+/// Builds the table. A row has a variant, a kind, `WARNING` or `NORMAL`, an Event action and a
+/// text.
 macro_rules! incidents {
     ($($variant:ident: $kind:ident, $is_warning:ident, $action:expr, $text:expr;)*) => {
         impl Incident {
@@ -54,7 +54,7 @@ macro_rules! incidents {
     };
 }
 
-/// Text of [`Incident::ContendedWithKubelet`] for the limit of all pods.
+/// Text of [`Incident::ContendedWithKubelet`] if the file contains the limit of all pods.
 const CONTENDED_LIMIT_OF_PODS: &str = "another program keeps changing this file, so the plugin \
                                        leaves it alone. The kubelet may be the other program: \
                                        with enforceNodeAllocatable it sets the limit of all pods. \
@@ -65,8 +65,8 @@ const RESIZE: Option<&str> = Some("Resize");
 const RESCUE: Option<&str> = Some("Rescue");
 const ADMIT: Option<&str> = Some("Admit");
 const THROTTLE: Option<&str> = Some("Throttle");
-/// No Kubernetes Event: the kubelet itself reports kills, and the other incidents without an Event
-/// concern no pod.
+/// The plugin creates no Kubernetes Event, because the kubelet already reports OOM kills, or
+/// because the incident is not about a pod.
 const NO_EVENT: Option<&str> = None;
 
 incidents! {
@@ -141,8 +141,8 @@ impl Incident {
         self.properties().is_warning
     }
 
-    /// Returns what happened and what to do. The text contains no amounts, so the text of an
-    /// incident is constant.
+    /// Returns a text that says what happened and what the reader should do. The text contains no
+    /// amounts.
     pub const fn text(&self) -> &'static str {
         match self {
             Self::ContendedWithKubelet { knob: Knob::Max, .. } => CONTENDED_LIMIT_OF_PODS,
@@ -152,7 +152,7 @@ impl Incident {
 }
 
 impl IncidentKind {
-    /// Returns the action of the Kubernetes Event. `None` means that the plugin writes no Event.
+    /// Returns the `action` field of the Event. `None` means that the plugin writes no Event.
     pub fn event_action(self) -> Option<&'static str> {
         ALL.iter().find(|properties| properties.kind == self)?.event_action
     }

@@ -10,8 +10,8 @@ pub fn is_kubepods(name: &str) -> bool {
     }
 }
 
-/// Returns the two child cgroups in which a cgroup of all pods holds the Burstable and the
-/// BestEffort pods.
+/// Returns the cgroups of the Burstable and the BestEffort pods. Both are children of the cgroup of
+/// all pods.
 pub fn classes(kubepods: &CgroupPath) -> impl Iterator<Item = CgroupPath> {
     let stem = kubepods.name().strip_suffix(".slice");
     ["burstable", "besteffort"].into_iter().filter_map(move |class| match stem {

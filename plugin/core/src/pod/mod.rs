@@ -1,4 +1,4 @@
-//! Facts about a pod and its containers. Each memory request comes with its source.
+//! Facts about a pod and its containers. Each memory request is stored together with its source.
 
 pub mod kubepods;
 mod path;

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::excerpt;
 
-/// Name of the inner cgroup, which crun creates in a container's scope and which contains the
-/// container's processes. crun sets the same values twice: as systemd properties of the scope, and
-/// in the files of the inner cgroup.
+/// Name of the inner cgroup that crun creates in a container's scope for the container's processes.
+/// crun sets the same values twice: as systemd properties of the scope, and in the files of the
+/// inner cgroup.
 pub const SUBGROUP: &str = "container";
 
-/// Path of a cgroup. The path is relative to the root of the hierarchy and contains no `.` or `..`.
+/// Path of a cgroup. It is relative to the root cgroup and contains no `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct CgroupPath(String);
@@ -69,8 +69,8 @@ impl CgroupPath {
         Self("system.slice".to_owned())
     }
 
-    /// Returns the child cgroup of the root that has this name. Returns `None` if no cgroup can
-    /// have this name.
+    /// Returns the direct child of the root with this name. Returns `None` if the name is not valid
+    /// for a cgroup.
     pub fn top(name: &str) -> Option<Self> {
         is_part(name).then(|| Self(name.to_owned()))
     }
@@ -105,7 +105,7 @@ impl CgroupPath {
         Some(Self(self.0.rsplit_once('/')?.0.to_owned()))
     }
 
-    /// Returns the child cgroup with this name. Returns `None` if no cgroup can have this name.
+    /// Returns the child cgroup with this name, or `None` if the name is not valid for a cgroup.
     pub fn join(&self, name: &str) -> Option<Self> {
         is_part(name).then(|| Self(format!("{}/{name}", self.0)))
     }

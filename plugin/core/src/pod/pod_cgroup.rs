@@ -37,7 +37,7 @@ impl fmt::Display for PodUid {
 /// Class and identifier of a pod. The kubelet encodes both in the name of the pod's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodCgroup {
-    /// The pod's class, which decides under which parent cgroup the kubelet puts the pod.
+    /// The pod's QoS class, which determines the parent of the pod's cgroup.
     pub class: QosClass,
     /// The pod's identifier.
     pub uid: PodUid,
@@ -59,7 +59,7 @@ impl PodCgroup {
         let path = cgroup_parent.trim_end_matches('/');
         let name = path.rsplit('/').next()?;
         if let Some(stem) = name.strip_suffix(".slice") {
-            // In slice names "-" means nesting, so the kubelet writes "_" for each "-" of the
+            // systemd splits slice names at "-", so the kubelet writes "_" for each "-" of the
             // identifier.
             let uid = stem.rsplit('-').next()?.strip_prefix("pod")?;
             return Self::below(stem.rsplit('-').skip(1), uid.replace('_', "-"));

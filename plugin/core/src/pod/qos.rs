@@ -22,8 +22,8 @@ pub enum QosClass {
 impl QosClass {
     /// Returns the class of a pod from the CPU and memory requests and limits of its containers.
     ///
-    /// The rule is `ComputePodQOS` in Kubernetes' `pkg/apis/core/v1/helper/qos`. Init containers
-    /// count, ephemeral containers do not. A request or a limit of zero counts as not set.
+    /// Follows `ComputePodQOS` in Kubernetes' `pkg/apis/core/v1/helper/qos`. Init containers count,
+    /// but ephemeral containers do not. A request or a limit of zero counts as not set.
     ///
     /// The caller must first set missing requests to the limits, as the API server does.
     pub fn from_resources<'a>(containers: impl IntoIterator<Item = &'a SpecResources>) -> Self {
@@ -68,8 +68,8 @@ impl fmt::Display for QosClass {
     }
 }
 
-/// Requests and limits as stated in a pod's specification. The resources belong to one container,
-/// or are the pod-level resources of a pod. `None` means not set.
+/// Requests and limits as stated in a pod's specification. They belong either to one container or
+/// to a whole pod (pod-level resources). `None` means not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpecResources {
     /// CPU request.

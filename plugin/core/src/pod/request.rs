@@ -7,8 +7,8 @@ use crate::units::{Bytes, Limit};
 /// Memory request of a container: lower bound, upper bound and source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The request in bytes. For a request that is not exact, this is the lower bound, so the
-    /// plugin never protects more than the request.
+    /// The request in bytes. If the exact request is unknown, this is the lower bound, so that the
+    /// plugin never protects more memory than requested.
     pub bytes: Bytes,
     /// The upper bound of the request. Equals `bytes` if the request is exact.
     pub at_most: Bytes,
@@ -34,7 +34,7 @@ impl Request {
     }
 }
 
-/// Writes for example `128Mi (annotation)` or `62Mi to 64Mi (oom-score-adj)`.
+/// Writes, for example, `128Mi (annotation)` or `62Mi to 64Mi (oom-score-adj)`.
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.bytes.quantity())?;
@@ -50,13 +50,13 @@ impl fmt::Display for Request {
 pub enum Provenance {
     /// The kubelet's checkpoint. The request is exact.
     Checkpoint(CheckpointFile),
-    /// `memory.min` or `memory.low` in the unified map that the kubelet sent. The request is exact.
+    /// `memory.min` or `memory.low` in OCI's `unified` map from the kubelet. The request is exact.
     Unified,
-    /// The pod's annotation `memory-request.plimsoll.nri.io`. The request is exact, but only as
-    /// reliable as the author of the pod.
+    /// The pod's annotation `memory-request.plimsoll.nri.io`. The request is exact, but the author
+    /// of the pod may have made a mistake.
     Annotation,
-    /// The QoS class alone: a Guaranteed container requests its limit, a BestEffort container 0.
-    /// The request is exact.
+    /// The QoS class: a Guaranteed container requests its limit, and a BestEffort container
+    /// requests 0. The request is exact.
     QosClass,
     /// The container's `oom_score_adj`, from which the plugin computes a lower and an upper bound.
     /// The bounds differ by a thousandth of the node's memory, or by up to three thousandths for
@@ -94,11 +94,11 @@ impl fmt::Display for Provenance {
 pub enum CheckpointFile {
     /// `actuated_pods_state` (1.33 and later): written just before the kubelet creates a container.
     Actuated,
-    /// `allocated_pods_state` (1.33 and later): written when the kubelet admits a pod or accepts a
-    /// resize.
+    /// `allocated_pods_state` (1.33 and later): the kubelet writes it when it admits a pod or
+    /// accepts a resize.
     Allocated,
-    /// `pod_status_manager_state` (1.32): written only with the alpha feature gate for in-place
-    /// resize.
+    /// `pod_status_manager_state` (1.32): the kubelet writes it only with the alpha feature gate
+    /// for in-place resize.
     StatusManager,
 }
 
@@ -116,7 +116,7 @@ impl CheckpointFile {
 /// Memory request and limit of one container, as far as the plugin knows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
-    /// The request. `None` means unknown, which differs from zero.
+    /// The request. `None` means an unknown request, not a request of 0.
     pub request: Option<Request>,
     /// The limit (`memory.max`).
     pub limit: Limit,

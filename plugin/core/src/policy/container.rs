@@ -9,25 +9,24 @@ use crate::units::{Bytes, Limit, PageSize};
 
 /// Decides the desired values of a container's memory files.
 ///
-/// - A request above the limit counts as the limit.
-/// - If only bounds of the request are known, protection uses the lower bound, so that only
-///   requested memory is protected. The plugin sets `memory.high` only above the upper bound, so
+/// - If the request exceeds the limit, the plugin uses the limit as the request.
+/// - If only bounds of the request are known, the plugin protects the lower bound, so that it
+///   protects only requested memory. The plugin sets `memory.high` only above the upper bound, so
 ///   that the kernel never throttles requested memory.
 /// - If the request is unknown, values that depend on the request stay as they are.
 /// - Node allocatable replaces a missing limit, even for a Burstable container without any request.
-///   Kubernetes does the same since its fix for BestEffort pods. Before the fix, the kubelet set no
-///   `memory.high` for such a container.
-/// - `memory.min` stays [`Policy::headroom`] below the limit. The headroom is the only deliberate
-///   difference from Kubernetes.
+///   Kubernetes has done the same since a fix for BestEffort pods. Before this fix, the kubelet set
+///   no `memory.high` for a container without request and limit.
+/// - `memory.min` is at most the limit minus [`Policy::headroom`]. The headroom is the only
+///   deliberate difference from Kubernetes.
 ///
 /// The headroom prevents OOM kills. A pod's `memory.max` is the sum of its containers' limits. If a
-/// container is protected up to its limit, the kernel finds nothing to reclaim at the pod's limit.
-/// The kernel then OOM-kills the container because of its own page cache. In measurements the
-/// container died with 4 KiB of headroom and survived with 1 MiB.
+/// container is protected up to its limit, the kernel cannot reclaim memory when the pod reaches
+/// its limit. The kernel then OOM-kills the container because of its own page cache. In
+/// measurements the container died with 4 KiB of headroom and survived with 1 MiB.
 ///
-/// The headroom covers the other memory charged to the pod, such as the sandbox's pause process.
-/// This other memory does not grow with the container's limit, so the headroom is an amount and not
-/// a fraction.
+/// The kernel also charges other memory to the pod, such as the memory of the pause process. This
+/// other memory does not grow with the container's limit, so the headroom is a fixed amount.
 pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Policy) -> Desired {
     let exact = reservation(resources);
     let claim = value(exact.setting, Limit::Bytes(Bytes::ZERO)).and_then(Limit::bytes);
@@ -53,8 +52,8 @@ pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Pol
     Desired { min, low, high: throttling(resources, class, node, policy.throttling), claim }
 }
 
-/// Returns the protection for a pod's overhead. The plugin protects the overhead with the same file
-/// as the containers' requests.
+/// Returns the protection for a pod's overhead. The same file (`memory.min` or `memory.low`)
+/// protects the overhead and the containers' requests.
 pub fn overhead(bytes: Bytes, class: QosClass, policy: &Policy) -> Protection {
     match (policy.reservation, class) {
         (ReservationPolicy::None, _) => Protection::default(),
@@ -129,11 +128,12 @@ fn throttling(
     }
 }
 
-/// Computes `memory.high` with the kubelet's expression, operation by operation.
+/// Computes `memory.high` with the same arithmetic operations as the kubelet, in the same order.
 ///
-/// As in the kubelet, the function rounds down to bytes before the division by the page size. The
-/// KEP rounds down after the division. The conversion of the quotient to an integer then drops the
-/// fraction. With amounts near 2^63, the multiplication overflows and wraps around, as in Go.
+/// As in the kubelet, the function rounds down to bytes before the division by the page size.
+/// KEP-2570 rounds down only after the division. The conversion of the quotient to an integer then
+/// drops the fraction. With amounts near 2^63, the multiplication overflows and wraps around, as in
+/// Go.
 fn memory_high(request: Bytes, limit: Bytes, factor: ThrottlingFactor, page: PageSize) -> i64 {
     let request = request.get() as f64;
     let limit = limit.get() as f64;
@@ -446,7 +446,7 @@ mod tests {
     }
 
     fn amounts() -> impl Strategy<Value = u64> {
-        // The amounts stay below 2^52. Above 2^53 float64 does not represent every byte, and the
+        // The amounts stay below 2^52. Above 2^53 float64 cannot represent every integer, and the
         // kubelet's own expression may exceed the limit.
         prop_oneof![0u64..1 << 20, 0u64..1 << 36, 0u64..1 << 52]
     }

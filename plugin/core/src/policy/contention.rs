@@ -1,11 +1,11 @@
-//! Back-off for repairs of values that another program changes. The plugin repairs a value a few
+//! Decides when to repair a value that another program changes. The plugin repairs a value a few
 //! times with increasing delays and then gives up.
 //!
 //! The runtime also writes values on behalf of its client, the kubelet. The kubelet does not know
-//! the plugin's desired values, so such a write is no conflict. The caller announces the write with
-//! [`Contention::expect`]. The module then does not count the next repair.
+//! the plugin's desired values, so this write is no conflict. The caller announces the write with
+//! [`Contention::expect`]. Then the next repair does not count as a conflict.
 //!
-//! The module reads no clock: the caller passes the time.
+//! The module does not read the clock. The caller passes the time.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 /// Number of repairs of a value before the plugin gives up.
 pub const REPAIRS: u32 = 5;
 
-/// Time without changes after which the plugin forgets a value's history. The time must exceed one
-/// minute, because the kubelet writes every minute.
+/// After this time without changes, the plugin forgets the earlier repairs of a value. The time
+/// must exceed one minute, because the kubelet writes every minute.
 const QUIET: Duration = Duration::from_secs(600);
 
 /// Decision on a value that differs from the desired one.
@@ -31,12 +31,12 @@ pub enum RepairDecision {
     Leave,
 }
 
-/// Repair histories of values, by key.
+/// Earlier repairs of each value, by key.
 #[derive(Debug)]
 pub struct Contention<K, V> {
     histories: HashMap<K, History<V>>,
-    /// Times of the writes that the runtime made on behalf of its client. An entry stays until
-    /// `judge` or `settle` handles the same value.
+    /// Times of the writes that the runtime made on behalf of its client. `judge` and `settle`
+    /// remove the entry of a value.
     expected: HashMap<K, Instant>,
 }
 
@@ -62,8 +62,8 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         self.expected.insert(key, now);
     }
 
-    /// Returns whether the caller announced a write of the runtime with [`Contention::expect`], and
-    /// neither `judge` nor `settle` has handled the value since.
+    /// Returns whether [`Contention::expect`] announced a write to this value, and no later call of
+    /// `judge` or `settle` has handled the value.
     pub fn is_expected(&self, key: &K) -> bool {
         self.expected.contains_key(key)
     }
@@ -75,10 +75,10 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
     }
 
     /// Decides what to do about a value that differs from `desired`. `touched` is true if a program
-    /// has certainly written the value since the last check.
+    /// has definitely written the value since the last check.
     pub fn judge(&mut self, key: K, desired: V, touched: bool, now: Instant) -> RepairDecision {
         // Repair even after `GiveUp`. The runtime writes only once for each request of its client,
-        // so the runtime does not overwrite the repair again.
+        // so it does not overwrite the repair.
         if self.expected.remove(&key).is_some() {
             return RepairDecision::Repair;
         }
@@ -99,8 +99,8 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
             }
             return RepairDecision::Leave;
         }
-        // The first two repairs are immediate. An operation that was already under way may have
-        // overwritten the first repair.
+        // The first two repairs are immediate. A write that another program had already started may
+        // have overwritten the first repair.
         let earliest = match history.repairs {
             0 | 1 => Duration::ZERO,
             repairs => Duration::from_millis(100 << repairs),
@@ -128,7 +128,7 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         self.histories.get(key).is_some_and(is_so)
     }
 
-    /// Returns the number of repairs in the value's current history.
+    /// Returns how often the plugin has repaired the value since its history started.
     pub fn repairs(&self, key: &K) -> u32 {
         self.histories.get(key).map_or(0, |history| history.repairs)
     }
@@ -139,7 +139,7 @@ impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
         self.expected.remove(key);
     }
 
-    /// Forgets values without recent changes, so that the maps do not grow without limit.
+    /// Forgets values without recent changes, so that the maps do not grow forever.
     pub fn forget_quiet(&mut self, now: Instant) {
         self.histories.retain(|_, history| now.duration_since(history.last) < QUIET);
         self.expected.retain(|_, since| now.duration_since(*since) < QUIET);
@@ -153,8 +153,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Simulates a program that overwrites each repair after the time `every`. Returns the
-    /// decisions until the plugin leaves the value.
+    /// Simulates a program that overwrites each repair after the time `every`. Returns all
+    /// decisions until the plugin gives up.
     fn fight(
         every: Duration,
         contention: &mut Contention<&str, u32>,
@@ -204,7 +204,7 @@ mod tests {
             now += 60 * SECOND;
             assert_eq!(contention.judge("a", 1, true, now), RepairDecision::Leave);
         }
-        // No program has written since the last check.
+        // No program has written the value since the last check.
         assert_eq!(contention.judge("a", 1, false, now + QUIET / 2), RepairDecision::Leave);
         assert_eq!(contention.judge("a", 1, false, now + QUIET), RepairDecision::Repair);
     }

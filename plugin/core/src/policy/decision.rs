@@ -19,8 +19,8 @@ pub struct Desired {
     /// `memory.high`: above this amount, the kernel throttles the container and reclaims its
     /// memory. The value is a multiple of the page size.
     pub high: Decision,
-    /// Protection that the container needs from the cgroups above it. The headroom does not lower
-    /// this amount. `None` means unknown.
+    /// Protection that the container needs from the cgroups above it. The headroom lowers
+    /// `memory.min`, but not this amount. `None` means unknown.
     pub claim: Option<Protection>,
 }
 

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::pod::CgroupPath;
 use crate::units::{Bytes, Limit};
 
-/// Change that the node guard made to kubepods. The plugin stores the change in a file, so that a
-/// restarted plugin or `plimsoll restore` can undo the change.
+/// Change that the node guard made to the memory limit of kubepods (all pods). The plugin stores
+/// the change in a file, so that a restarted plugin or `plimsoll restore` can undo the change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardRecord {
     /// Cgroup that the node guard has changed.
@@ -15,14 +15,14 @@ pub struct GuardRecord {
     pub inode: u64,
     /// Value that `memory.max` would have without the node guard.
     pub before: Limit,
-    /// Limits that the node guard has set. During a change of the limit, the list holds the old and
-    /// the new limit.
+    /// Limits that the node guard has set. While the plugin changes the limit, the list contains
+    /// both the old and the new limit.
     #[serde(rename = "lines")]
     pub limits: Vec<Bytes>,
 }
 
 impl GuardRecord {
-    /// Path of the file that stores the change. The path is relative to the root of the node.
+    /// Path of the file that stores the change, relative to the root of the node's file system.
     pub const PATH: &str = "run/plimsoll/guard";
 
     /// Returns whether `observed` is a limit that the node guard has set.
@@ -37,7 +37,7 @@ impl GuardRecord {
     }
 }
 
-/// Action on `memory.max` of kubepods.
+/// What the plugin should do with `memory.max` of kubepods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuardStep {
     /// Leave the file, because it has the right value.
@@ -51,12 +51,12 @@ pub enum GuardStep {
     },
     /// Restore the value that the file would hold without the node guard.
     PutBack(Limit),
-    /// Delete the stored change, because another program has written the file since.
+    /// Delete the stored change, because another program has changed `memory.max` since then.
     Forget,
 }
 
-/// Decides the action on `memory.max` of kubepods. `limit` is the limit that the node guard should
-/// set, or `None` for no limit.
+/// Decides what the plugin should do with `memory.max` of kubepods. `limit` is the limit that the
+/// node guard should set, or `None` for no limit.
 pub fn guard_step(
     limit: Option<Bytes>,
     observed: Limit,
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn what_the_kubelet_sets_since_is_what_comes_back() {
         let set = record(limit(1000), 900);
-        // The kubelet was restarted and now reserves another amount.
+        // The kubelet was restarted and now reserves a different amount of memory.
         assert_eq!(
             guard_step(Some(bytes(900)), limit(1200), Some(&set)),
             GuardStep::Set { limit: bytes(900), before: limit(1200) }
@@ -165,7 +165,7 @@ mod tests {
             assert_eq!(guard_step(None, held, Some(&changing)), GuardStep::PutBack(limit(1000)));
             assert_eq!(changing.without(held), limit(1000));
         }
-        // The plugin sets the limit once more, so that the stored change contains only one limit.
+        // The plugin sets the limit again, so that the stored change contains only one limit.
         assert_eq!(
             guard_step(Some(bytes(850)), limit(900), Some(&changing)),
             GuardStep::Set { limit: bytes(850), before: limit(1000) }

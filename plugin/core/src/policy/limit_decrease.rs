@@ -6,15 +6,15 @@
 pub use super::stall::{STALLED, ThrottleState};
 use crate::units::{Bytes, Limit};
 
-/// Minimum free memory below a new limit. Below a pod's limit, this margin covers the pause
-/// process. The margin also covers memory that the container allocates between the last check and
-/// the runtime's write.
+/// Minimum distance between the usage and a new limit. In a pod, this margin covers the memory of
+/// the pause process. The margin also covers memory that the container allocates between the last
+/// check and the runtime's write.
 const LEAST_MARGIN: Bytes = Bytes::new(2 << 20);
 
-/// Divisor of a new limit: 1/25 of the limit, or 4 %, must stay free. The kernel's throttling at
-/// `memory.high` grows with the relative excess. An excess of 1 % causes no delay. An excess of 4 %
-/// causes a delay of a tenth of a second for every 64 pages. Source: `calculate_high_delay` in the
-/// kernel's `mm/memcontrol.c`.
+/// Divisor of a new limit: 1/25 of the limit, or 4 %, must stay free. The more the usage exceeds
+/// `memory.high`, the longer the kernel delays the processes. An excess of 1 % causes no delay. An
+/// excess of 4 % causes a delay of a tenth of a second for every 64 pages. Source:
+/// `calculate_high_delay` in the kernel's `mm/memcontrol.c`.
 const MARGIN_PART: u64 = 25;
 
 /// Memory and CPU limits of a container or a pod.
@@ -54,25 +54,25 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Returns the maximum that the kernel can reclaim.
+    /// Returns the maximum amount of memory that the kernel can reclaim.
     pub fn reclaimable(&self) -> Bytes {
         self.cache.saturating_add(self.swappable.min(self.swap_left)).min(self.current)
     }
 }
 
-/// Result of the check whether usage fits below a lower limit.
+/// Whether the usage of a cgroup fits below a lower limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecreaseCheck {
     /// The usage fits already.
     Fits,
     /// The usage fits if the kernel reclaims enough.
     Reclaim,
-    /// The usage does not fit even after all reclaim. The limit decrease would cause an OOM kill.
+    /// Even full reclaim is not enough, so the limit decrease would cause an OOM kill.
     Kills,
 }
 
 /// Returns whether a limit is more than `most` times the request. Returns false for a request of 0,
-/// because such a request promises no memory.
+/// because it promises no memory.
 pub fn is_overcommitted(limit: Bytes, request: Bytes, most: f64) -> bool {
     request > Bytes::ZERO && limit.get() as f64 > request.get() as f64 * most
 }

@@ -1,8 +1,8 @@
 //! Decision on a container's `memory.min`, `memory.low` and `memory.high`: the desired values and
 //! the reasons.
 //!
-//! [`desired`] has a result for all arguments and depends on nothing else. To the byte, the
-//! arithmetic equals the kubelet's arithmetic on amd64: the same float64 operations in the same
+//! [`desired`] never fails, and its result depends only on its arguments. The results equal those
+//! of a kubelet on amd64 to the byte, because the code uses the same float64 operations in the same
 //! order. Source: KEP-2570, `pkg/kubelet/kuberuntime/kuberuntime_container_linux.go`.
 
 mod container;

@@ -19,10 +19,10 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Default headroom: twice the amount that measurements found sufficient.
+    /// Default headroom: twice the amount that was sufficient in measurements.
     pub const DEFAULT_HEADROOM: Bytes = Bytes::new(2 << 20);
 
-    /// Policy without protection and throttling: every file gets the kernel's default.
+    /// Policy without protection or throttling: every file gets the kernel's default.
     pub const OFF: Self =
         Self { throttling: None, reservation: ReservationPolicy::None, headroom: Bytes::ZERO };
 }
@@ -70,7 +70,7 @@ impl fmt::Display for ReservationPolicy {
 /// Throttling factor, above 0 and at most 1. Throttling starts at this fraction of the way from
 /// request to limit.
 ///
-/// A factor of 1 throttles only in the last page below the limit.
+/// With a factor of 1, throttling starts only in the last page below the limit.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct ThrottlingFactor(f64);
 

@@ -2,9 +2,9 @@
 //! (`spec.resources`).
 //!
 //! The plugin raises a pod's limit to the sum of its containers' current limits only if the pod's
-//! limit was such a sum before. A pod-level limit is deliberately lower, and Kubernetes 1.34 and
-//! 1.35 store it in no file. A pod's limit counts as a sum only if one of these facts proves that
-//! the limit is a sum:
+//! limit was the sum of their former limits. Users may set a lower pod-level limit on purpose, and
+//! Kubernetes 1.34 and 1.35 store this limit in no file. A pod's limit counts as a sum only if one
+//! of these facts proves that the limit is a sum:
 //!
 //! - **The kubelet's checkpoint entry** for the pod contains pod-level resources, but no pod-level
 //!   limit for this resource.
@@ -14,9 +14,9 @@
 //! - **The amounts are equal.** The checkpoint has a limit for each container, and the runtime has
 //!   reported all containers in the checkpoint. The containers' limits add up to the pod's current
 //!   limit, or to its limit at creation (`pod_resources`).
-//! - **The amounts are equal around a change.** The kubelet has no checkpoint entries at all, but a
-//!   container's limit has changed, or the plugin has raised it. The limits before or after the
-//!   change add up to the pod's limit.
+//! - **The amounts are equal before or after a change.** The kubelet has no checkpoint entries at
+//!   all, but a container's limit has changed, or the plugin has raised it. The limits before or
+//!   after the change add up to the pod's limit.
 //! - **The plugin proved it earlier** for the same sandbox.
 //!
 //! A pod's limit is pod-level if the checkpoint entry has a pod-level limit. If the entry has no
@@ -88,12 +88,12 @@ pub enum PodLimitRecord {
         /// Whether the runtime has reported every container in the entry.
         is_complete: bool,
         /// Whether every container in the entry has a limit, including ended containers. If one
-        /// container has no limit, the kubelet does not set the sum as the pod's limit.
+        /// container has no limit, the kubelet does not use the sum as the pod's limit.
         all_limited: bool,
     },
 }
 
-/// Known facts about one limit of a pod.
+/// Facts from which the plugin determines the origin of one limit of a pod.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
     /// The kubelet's checkpoint entry for the pod.
@@ -112,10 +112,10 @@ pub struct Evidence<'a> {
     pub unit: Unit,
 }
 
-/// Unit of a limit, which determines the precision of a cgroup's value.
+/// Unit of a limit. The rounding of values in cgroup files depends on the unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Bytes, with this page size.
+    /// Bytes, which the kernel rounds to pages of this size.
     Bytes(u64),
     /// Microseconds of CPU time per second.
     Rate,
@@ -126,7 +126,7 @@ pub enum Unit {
 const HUNDREDTH: u64 = 10_000;
 
 impl Unit {
-    /// Returns whether a cgroup's file may hold `observed` after a program wrote `asked`.
+    /// Returns whether a cgroup's file may contain `observed` after a program wrote `asked`.
     fn is_same(self, observed: u64, asked: u64) -> bool {
         match self {
             Self::Bytes(page) => observed / page.max(1) == asked / page.max(1),
@@ -250,7 +250,7 @@ impl Evidence<'_> {
     }
 }
 
-/// Returns the sum. Returns `None` if an addend is missing or there are no addends.
+/// Returns the sum. Returns `None` if an element is `None` or there are no elements.
 fn sum(limits: impl Iterator<Item = Option<u64>>) -> Option<u64> {
     let mut limits = limits.peekable();
     limits.peek()?;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, Limit};
 
-/// Amount of protected memory, for one container or for everything below a cgroup.
+/// Amount of protected memory, for one container or for all containers below a cgroup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Protection {
     /// Protection by `memory.min`.
@@ -14,7 +14,7 @@ pub struct Protection {
 }
 
 impl Protection {
-    /// Returns the protection of files with these values. `max` becomes [`Bytes::MAX`].
+    /// Returns the protection that these file values give. `max` becomes [`Bytes::MAX`].
     pub fn of_files(min: Limit, low: Limit) -> Self {
         let bytes = |limit: Limit| limit.bytes().unwrap_or(Bytes::new(u64::MAX));
         Self { min: bytes(min), low: bytes(low) }

@@ -45,9 +45,9 @@ pub enum Reason {
     RequestEqualsLimit(Bytes),
     /// The container has no limit, and node allocatable is not known.
     AllocatableUnknown,
-    /// The value is the result of the formula.
+    /// The value is the result of the formula for `memory.high`.
     Formula(Formula),
-    /// The result is not above the request, so `memory.high` would throttle requested memory.
+    /// The result does not exceed the request, so `memory.high` would throttle requested memory.
     NotAboveRequest(Formula),
 }
 

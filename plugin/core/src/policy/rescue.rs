@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Bytes, Limit, PageSize};
 
-/// Maximum number of remembered kills per container. Equals the highest value that the
-/// configuration allows for `kills`.
+/// Maximum number of kills that the plugin remembers for each container. Equals the highest value
+/// that the configuration allows for `kills`.
 const REMEMBERED: usize = 1000;
 
 /// Rules for raising the limits of containers (`oomRescue`).
@@ -19,7 +19,7 @@ const REMEMBERED: usize = 1000;
 pub struct OomRescue {
     /// Number of kills within `window` that triggers a rescue, 1 to 1000.
     pub kills: u32,
-    /// Time window in which the kills count.
+    /// Time window in which the plugin counts kills.
     pub window: Duration,
     /// Factor by which a rescue multiplies the current limit, 1 to 10.
     pub factor: f64,
@@ -46,10 +46,10 @@ impl Default for OomRescue {
 /// Ceiling of a raised limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ceiling {
-    /// A raised limit of at most this amount.
+    /// The raised limit is at most this amount.
     Limit(Bytes),
-    /// An increase of at most this percentage (1 to 100) of the node allocatable memory that no pod
-    /// requests.
+    /// The increase is at most this percentage (1 to 100) of the node allocatable memory that no
+    /// pod requests.
     Share(u64),
 }
 
@@ -63,8 +63,8 @@ impl fmt::Display for Ceiling {
 }
 
 impl Ceiling {
-    /// Returns the highest limit for a container whose user asks for `asked`. `free` is the node's
-    /// memory that no pod requests.
+    /// Returns the highest limit that a container may get if its user asks for `asked`. `free` is
+    /// the node's memory that no pod requests.
     fn most(self, asked: Bytes, free: Bytes) -> Bytes {
         let all = asked.saturating_add(free);
         match self {
@@ -77,8 +77,8 @@ impl Ceiling {
     }
 }
 
-/// OOM kills and raised limit of a container. This history survives restarts of the container. The
-/// history is cleared when the user asks for another limit.
+/// OOM kills of a container, and its raised limit. The plugin keeps this history when the container
+/// restarts, and clears it when the user asks for a different limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// The limit that the user asks for. `None` means unknown or no limit.
@@ -129,7 +129,7 @@ impl History {
     }
 
     /// Records the limit that the user asks for, and clears the history if that limit changed.
-    /// Returns whether the limit changed. A first limit after `None` is not a change.
+    /// Returns whether the limit changed. A limit after `None` does not count as a change.
     pub fn asks_for(&mut self, asked: Limit, page: PageSize) -> bool {
         let is_new = self.asked.is_some_and(|before| !asked.is_same(before.into(), page));
         if is_new {
@@ -283,7 +283,7 @@ mod tests {
         let mut history = killed();
         assert!(!asks_for(&mut history, mib(100).into()));
         judge(&mut history, Ceiling::Limit(mib(2000)), mib(100));
-        // The kernel rounds this limit to the same whole pages.
+        // The kernel rounds this limit down to the limit that the user asked for before.
         assert!(!asks_for(&mut history, Limit::Bytes(Bytes::new(mib(100).get() + 4095))));
         assert!(history.rescued().is_some());
         for other in [mib(150).into(), Limit::Max] {

@@ -1,5 +1,4 @@
-//! Release from throttling: a higher `memory.high` for a container that is stalled at
-//! `memory.high`.
+//! Decides when a container that is throttled too much gets a higher `memory.high`.
 
 use crate::units::{Bytes, Limit};
 
@@ -12,7 +11,8 @@ pub struct ThrottleState {
     pub policy_high: Bytes,
     /// Observed `memory.high`.
     pub high: Limit,
-    /// The container's limit. For a container without a limit, the caller passes a substitute.
+    /// The container's limit. For a container without a limit, the caller passes another upper
+    /// bound.
     pub max: Bytes,
     /// Percentage of the last ten seconds in which all tasks waited for memory (`memory.pressure`,
     /// full).
@@ -20,15 +20,15 @@ pub struct ThrottleState {
 }
 
 impl ThrottleState {
-    /// Returns whether the usage is near or above `memory.high` and the container is stalled for at
-    /// least [`STALLED`] percent of the time.
+    /// Returns whether the usage is near or above `memory.high` and all tasks of the container
+    /// waited for memory for at least [`STALLED`] percent of the time.
     pub fn is_pinned(&self) -> bool {
         let near = |high: Bytes| self.usage >= high.saturating_sub(Bytes::new(high.get() / NEAR));
         self.stalled >= STALLED && self.high.bytes().is_some_and(near)
     }
 
-    /// Returns whether the usage is far enough below the desired `memory.high`, so that the plugin
-    /// may restore the desired value.
+    /// Returns whether the usage is so far below the desired `memory.high` that the plugin may
+    /// restore the desired value.
     pub fn is_well_below(&self) -> bool {
         self.usage
             < self.policy_high.saturating_sub(Bytes::new(self.policy_high.get() / WELL_BELOW))

@@ -4,8 +4,8 @@
 //! `<what>.plimsoll.nri.io/container.<name>` for one container. `<what>.plimsoll.nri.io/pod` or
 //! plain `<what>.plimsoll.nri.io` applies to all containers of a pod. The most specific valid
 //! annotation counts. The plugin reports an invalid annotation and then uses the next less specific
-//! one. After a mistake in the annotation for one container, the value for the whole pod therefore
-//! still applies.
+//! one. If the annotation for one container is invalid, the value for the whole pod therefore still
+//! applies.
 //!
 //! | what | value |
 //! |---|---|
@@ -42,7 +42,7 @@ pub struct Overrides {
 impl Overrides {
     /// Reads a pod's annotations for the container of this name.
     ///
-    /// Needs at most twelve look-ups, independent of the number of annotations.
+    /// Makes at most twelve look-ups, however many annotations the pod has.
     pub fn read(annotations: &HashMap<String, String>, container: &str) -> (Self, Vec<Notice>) {
         let mut notices = Vec::new();
         let overrides = Self {
@@ -145,7 +145,7 @@ pub fn overridden(node: &Policy, overrides: &Overrides) -> (Policy, Vec<Notice>)
 }
 
 /// Reports unknown annotations in this plugin's domain, such as a misspelt `memory-requests`. Names
-/// only a few and counts the rest. Reads all annotations, so call this function only once per pod.
+/// only a few of them and counts the rest. Reads all annotations, so call it only once per pod.
 pub fn unknown(annotations: &HashMap<String, String>) -> Vec<Notice> {
     let mut keys: Vec<&str> =
         annotations.keys().map(String::as_str).filter(|key| is_unknown(key)).collect();

@@ -5,20 +5,20 @@
 //!
 //! 1. **The kubelet's checkpoint** (`checkpoint` in the plugin). Only the checkpoint has the exact
 //!    request after a resize. Only the checkpoint has the containers' requests in a pod with
-//!    pod-level resources, because the class of this pod does not determine them. A checkpoint
-//!    entry without a request is also an answer. The request then equals the limit, as with the
-//!    default of the API server. If the entry has no limit either, the request is 0.
+//!    pod-level resources, because the class of this pod does not determine them. If the checkpoint
+//!    entry has only a limit, the request equals the limit, as in the API server. If the entry has
+//!    neither, the request is 0.
 //! 2. **The QoS class**, where it determines the request: a Guaranteed container requests its
-//!    limit, a BestEffort container 0. The class comes from the kubelet, so the plugin prefers it
-//!    to the annotation of a pod's author. The class gives no answer for a Guaranteed container
-//!    without a limit, which exists only in a pod with pod-level resources.
+//!    limit, and a BestEffort container requests 0. The class comes from the kubelet, so it is more
+//!    reliable than an annotation by the pod's author. The class does not determine the request of
+//!    a Guaranteed container without a limit, which exists only in a pod with pod-level resources.
 //! 3. **`memory.min` or `memory.low` in the unified map** that the kubelet sends with the
 //!    container. The kubelet sends these values only with its MemoryQoS feature.
-//! 4. **The annotation** `memory-request` ([`annotation`]), if certainly no checkpoint has an entry
-//!    for the container. The value is at most what `oom_score_adj` allows
-//!    ([`oom_score_adj::at_most`]), and at most node allocatable. Without these upper bounds, a
-//!    pod's author could get protection that the scheduler did not account for. While a checkpoint
-//!    is unreadable, the plugin ignores the annotation, because the checkpoint may have an entry.
+//! 4. **The annotation** `memory-request` ([`annotation`]), if it is certain that no checkpoint has
+//!    an entry for the container. The plugin lowers the value to the upper bound from
+//!    `oom_score_adj` ([`oom_score_adj::at_most`]) and to node allocatable. Without these upper
+//!    bounds, a pod's author could get protection that the scheduler did not account for. The
+//!    plugin ignores the annotation while it cannot read a checkpoint, which may have an entry.
 //! 5. **`oom_score_adj`**, from which the plugin computes a lower and an upper bound of the request
 //!    ([`oom_score_adj`]).
 //!

@@ -28,7 +28,7 @@ pub enum Notice {
         /// Number of unknown annotations that are not listed.
         count: usize,
     },
-    /// The plugin ignores the annotated memory request, because a better source has the request.
+    /// The plugin ignores the annotated memory request, because another source has priority.
     AnnotationOutranked {
         /// The better source.
         by: Provenance,

@@ -10,10 +10,10 @@
 //!
 //! - A sidecar gets the lowest value of the pod's ordinary containers if this value is lower than
 //!   its own (1.29 and later).
-//! - The kubelet adds a share of the part of the pod-level request that no container requests (1.34
-//!   and later). The kubelet also adds memory of dynamic resources (1.37 and later).
-//! - With the gate KubeletOOMScoreAdjTieBreak (after 1.37) `oom_score_adj` is up to nine lower on a
-//!   node with 1 TiB of memory.
+//! - If a pod-level request exceeds the sum of the containers' requests, the kubelet (from 1.34)
+//!   adds a share of the difference. Kubelets from 1.37 also add memory of dynamic resources.
+//! - With the feature gate KubeletOOMScoreAdjTieBreak (after 1.37), `oom_score_adj` is lower by up
+//!   to 9 on a node with 1 TiB of memory.
 //!
 //! The estimate is therefore a reliable upper bound of the request, but no reliable lower bound.
 //! The runtime does not show which containers these cases affect. The estimate never exceeds the
@@ -23,7 +23,7 @@
 use crate::pod::{Provenance, Request};
 use crate::units::{Bytes, Limit};
 
-/// The value for a Burstable container that requests nearly all memory or more.
+/// The value for a Burstable container that requests nearly all of the node's memory or more.
 const LOWEST: i64 = 3;
 /// The value for a Burstable container with a request of 0 or nearly 0.
 const HIGHEST: i64 = 999;
@@ -55,9 +55,9 @@ pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Req
     Some(limit.bytes().map_or(request, |limit| request.capped(limit)))
 }
 
-/// Returns the largest request that a container with this value may have. The result is the upper
-/// bound of [`request`] plus a thousandth of `mem_total`, because the kubelet may have read another
-/// MemTotal when it started. Returns `None` in the same cases as [`request`].
+/// Returns the largest request that a container with this `oom_score_adj` may have. The result is
+/// the upper bound of [`request`] plus a thousandth of `mem_total`, because the kubelet may have
+/// read another MemTotal when it started. Returns `None` in the same cases as [`request`].
 pub fn at_most(oom_score_adj: i64, mem_total: Bytes) -> Option<Bytes> {
     let request = request(oom_score_adj, mem_total, Limit::Max)?;
     Some(request.at_most.saturating_add(Bytes::new(mem_total.get() / 1000)))
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Computes the kubelet's value for a Burstable container.
+    /// Computes the `oom_score_adj` that the kubelet gives to a Burstable container.
     fn kubelet(request: u64, mem_total: u64) -> i64 {
         let adj = 1000 - (1000 * request as i128 / mem_total as i128) as i64;
         adj.clamp(LOWEST, HIGHEST)

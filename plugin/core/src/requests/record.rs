@@ -23,7 +23,7 @@ impl Record {
     }
 }
 
-/// Error: the plugin could not read a checkpoint file, or not in time. The file may or may not have
-/// an entry for the container.
+/// Error: the plugin could not read a checkpoint file at all, or not before the deadline. The file
+/// may or may not have an entry for the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inconclusive;

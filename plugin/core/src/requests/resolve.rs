@@ -1,4 +1,4 @@
-//! Choice of the source of a container's memory request.
+//! Chooses the source of a container's memory request.
 
 use std::collections::HashMap;
 
@@ -53,7 +53,7 @@ pub struct Resolution {
 /// BestEffort and the request is zero. In all other cases the class is Burstable.
 ///
 /// A limit without a request does not make a container Guaranteed here. The API server sets a
-/// missing request to the limit, so a pod without a request did not come from the API server.
+/// missing request to the limit, so it never sends a limit without a request.
 pub fn resolve(known: &RequestFacts<'_>) -> Resolution {
     let mut notices = Vec::new();
     let request = find(known, &mut notices);
@@ -115,11 +115,11 @@ fn find(known: &RequestFacts<'_>, notices: &mut Vec<Notice>) -> Option<Request> 
     oom_score_adj::request(known.oom_score_adj?, known.mem_total?, known.limit)
 }
 
-/// Returns the annotated request, lowered to the upper bounds from other known facts.
+/// Returns the request from the annotation, lowered to the other known upper bounds.
 ///
 /// The kubelet may compute `oom_score_adj` from more than the container's request, so the estimate
-/// is only an upper bound of an annotated request. The plugin uses an annotation below the
-/// estimated range, but this request counts as inexact, because the true request may be larger.
+/// is only an upper bound of an annotated request. The plugin also uses an annotated request below
+/// the estimated range, but treats it as inexact, because the true request may be larger.
 fn from_annotation(
     known: &RequestFacts<'_>,
     requested: Bytes,
@@ -363,8 +363,8 @@ mod tests {
         for (annotated, bytes, at_most) in [
             (30, mib(30), Bytes::new(41 * MIB - 1)),
             (40, mib(40), mib(40)),
-            // The upper bound is a thousandth of MemTotal higher, because the kubelet may have read
-            // another MemTotal.
+            // The upper bound is higher by a thousandth of MemTotal, because the kubelet may have
+            // read another MemTotal.
             (41, mib(41), mib(41)),
             (42, Bytes::new(42 * MIB - 1), Bytes::new(42 * MIB - 1)),
             (3000, Bytes::new(42 * MIB - 1), Bytes::new(42 * MIB - 1)),

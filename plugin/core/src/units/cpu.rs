@@ -26,8 +26,8 @@ impl CpuMax {
 
     /// Returns the value that results from an update in the form that CRI and NRI use.
     ///
-    /// A quota or period of 0 means unchanged; containerd also sends 0 for omitted values. A
-    /// negative quota means no limit.
+    /// A quota or period of 0 keeps the current value; containerd also sends 0 for omitted values.
+    /// A negative quota means no limit.
     #[must_use]
     pub fn updated(self, quota: i64, period: u64) -> Self {
         Self {
@@ -43,8 +43,8 @@ impl CpuMax {
         Some(u64::try_from(rate).unwrap_or(u64::MAX))
     }
 
-    /// Returns whether a file may hold this value after a program wrote `asked`. systemd rounds a
-    /// rate up to whole hundredths of a CPU.
+    /// Returns whether a file may contain this value after a program wrote `asked`. systemd rounds
+    /// a rate up to whole hundredths of a CPU.
     pub fn is(self, asked: Self) -> bool {
         match (self.rate(), asked.rate()) {
             (Some(observed), Some(asked)) => {
@@ -95,9 +95,9 @@ pub struct CpuShares(pub u64);
 impl CpuShares {
     /// Returns whether a runtime may convert these shares to this `weight` of `cpu.weight`.
     ///
-    /// Until 2025 runtimes converted linearly. runc 1.4, crun 1.23 and newer versions use a curve
-    /// that maps the default shares to the default weight. If the shares are not set, this function
-    /// accepts every weight.
+    /// Until 2025, runtimes used a linear conversion. runc 1.4, crun 1.23 and newer versions use a
+    /// curve that maps the default shares to the default weight. If the shares are not set, this
+    /// function accepts every weight.
     ///
     /// Source: opencontainers/cgroups `utils.go`, `ConvertCPUSharesToCgroupV2Value`, before and
     /// since version 0.0.3.

@@ -17,7 +17,7 @@ use super::text::excerpt;
 /// ordering, every number is below [`Limit::Max`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Limit {
-    /// At most this many bytes. Zero is a limit of zero.
+    /// At most this many bytes. Zero is a limit of zero bytes, not "no limit".
     Bytes(Bytes),
     /// No limit.
     Max,
@@ -57,8 +57,8 @@ impl Limit {
     ///
     /// # Errors
     ///
-    /// Fails for a number below -1, which is a mistake of the runtime or its client. Treat the
-    /// container as one without a limit, and log the error.
+    /// Fails for a number below -1, which is a mistake of the runtime or its client. The caller
+    /// should treat the container as unlimited and log the error.
     pub const fn from_cri(value: i64, page: PageSize) -> Result<Self, NegativeLimit> {
         if value == 0 || value == -1 {
             return Ok(Self::Max);

@@ -11,7 +11,7 @@ use super::bytes::Bytes;
 pub struct PageSize(u64);
 
 impl PageSize {
-    /// 4096 bytes: the page size of amd64, and the usual one of arm64.
+    /// 4096 bytes: the page size of amd64, and the most common page size of arm64.
     pub const KIB4: Self = Self(4096);
 
     /// Creates a page size. Returns `None` unless `bytes` is a power of two between 1 and 2^30.

@@ -11,8 +11,8 @@ impl Bytes {
     ///
     /// # Errors
     ///
-    /// Fails with the text if the text is not a quantity, is negative, or exceeds 2^63-1 bytes.
-    /// Kubernetes silently caps a larger amount, but this function reports the mistake.
+    /// Fails if the text is not a quantity, is negative, or exceeds 2^63-1 bytes. Kubernetes
+    /// silently caps a larger amount, but this function reports the mistake.
     pub fn from_quantity(text: &str) -> Result<Self, QuantityError> {
         parse_quantity(text, 0).map(Self::new)
     }
@@ -61,7 +61,7 @@ pub enum QuantityError {
     TooLarge(String),
 }
 
-/// Maximum length of a quantity. Kubernetes has no maximum, but no real quantity is this long.
+/// Maximum length of a quantity. Kubernetes has no maximum, but real quantities are shorter.
 const LONGEST_QUANTITY: usize = 128;
 
 /// Parses a quantity and returns it times 10^`scale`, rounded up to a whole number of at most

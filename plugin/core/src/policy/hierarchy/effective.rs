@@ -7,7 +7,7 @@ use crate::pod::CgroupPath;
 use crate::policy::protection::Protection;
 use crate::units::Bytes;
 
-/// Inputs for the computation of the effective protection that one file gives to one cgroup.
+/// Input of [`effective()`]: facts about one cgroup and one file (`memory.min` or `memory.low`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The cgroup's usage (`memory.current`).
@@ -16,10 +16,10 @@ pub struct Step {
     pub parent_usage: Bytes,
     /// The value in the cgroup's file.
     pub setting: Bytes,
-    /// The parent's effective protection by the same file.
+    /// The parent's effective protection from the same file.
     pub parent_effective: Bytes,
-    /// Sum of the protected usage of all children of the parent, including this cgroup. A child's
-    /// protected usage is the lesser of its usage and its setting.
+    /// Total protected usage of this cgroup and its siblings. A child's protected usage is the
+    /// lesser of its usage and its setting.
     pub siblings_protected: Bytes,
     /// Whether cgroup2 is mounted with `memory_recursiveprot`.
     pub recursive: bool,
@@ -27,15 +27,15 @@ pub struct Step {
 
 /// Computes the effective protection that one file gives to a cgroup, as the kernel does.
 ///
-/// The rule does not apply to direct children of the cgroup where reclaim starts. For these
-/// children, the full values of the files are effective.
+/// The rules do not apply to children of the cgroup in which the kernel starts to reclaim memory.
+/// For these children, the full values of the files are effective.
 ///
 /// - A child's protected usage is the lesser of its usage and its setting. If the parent's
 ///   effective protection covers the protected usage of all children, the protected usage of each
 ///   child is its effective protection. Otherwise, the children share the parent's protection in
 ///   proportion to their protected usage.
 /// - With `memory_recursiveprot`, the children also share the part of the parent's protection that
-///   exceeds their protected usage. The shares are in proportion to each child's usage beyond its
+///   exceeds their protected usage. Each child's share is proportional to its usage beyond its
 ///   protected usage.
 ///
 /// The result can exceed the usage only if the parent's protection exceeds the parent's usage. In
@@ -53,8 +53,8 @@ pub fn effective(step: &Step) -> Bytes {
     if siblings_protected > parent_effective {
         return saturated(protected * parent_effective / siblings_protected);
     }
-    // If the usages were read at different times, the parent's usage can be less than the
-    // children's.
+    // The plugin reads usages one after another, so the parent's usage can be less than the sum of
+    // its children's usages.
     if step.recursive && parent_usage > siblings_protected {
         let unclaimed = parent_effective - siblings_protected;
         return saturated(
@@ -142,7 +142,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// Builds observed values from rows of path, `memory.min`, `memory.low` and usage, in MiB.
+    /// Builds observed cgroups from rows with path, `memory.min`, `memory.low` and usage, in MiB.
     fn observed(rows: &[(&str, u64, u64, u64)]) -> BTreeMap<CgroupPath, ObservedCgroup> {
         let row = |&(cgroup, min, low, usage): &(&str, u64, u64, u64)| {
             (
@@ -163,9 +163,9 @@ mod tests {
 
     #[test]
     fn the_kernels_examples_come_out_as_it_says() {
-        // Example in mm/memcontrol.c of 5.x: a parent has 2 GiB of protection. The children's
-        // settings are 3, 1, 0 and 10 GiB, and their usages are 2, 2, 2 and 0 GiB. The first two
-        // children get 1.3 and 0.6 GiB.
+        // Example from mm/memcontrol.c of Linux 5.x: a parent has 2 GiB of protection. The
+        // children's settings are 3, 1, 0 and 10 GiB, and their usages are 2, 2, 2 and 0 GiB. The
+        // first two children get 1.3 and 0.6 GiB.
         let step = |usage: u64, setting: u64| Step {
             usage: Bytes::new(usage),
             parent_usage: Bytes::new(6000),
@@ -218,8 +218,8 @@ mod tests {
 
     #[test]
     fn protection_needs_every_level_unless_it_is_recursive() {
-        // Measured results: a container uses 100 MiB, and the memory pressure comes from outside
-        // kubepods.
+        // Results of measurements: a container uses 100 MiB, and a process outside kubepods causes
+        // the memory pressure.
         const CONTAINER: &str = "kubepods/burstable/pod/container";
         for (kubepods, class, pod, container, plain, recursive) in [
             (100, 100, 100, 100, 100, 100),

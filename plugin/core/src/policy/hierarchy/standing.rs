@@ -1,4 +1,4 @@
-//! Effect of the protection that is written in a cgroup's files.
+//! How well the values in a cgroup's files protect the cgroup's memory.
 
 use std::fmt;
 
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 use crate::policy::protection::Protection;
 use crate::units::Bytes;
 
-/// Effect of the values written in a cgroup's files.
+/// How well the values in a cgroup's files protect the cgroup's memory.
 ///
 /// `Display` writes one lowercase word for logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
-    /// The files ask for no protection.
+    /// Both `memory.min` and `memory.low` are 0.
     Unclaimed,
     /// At least nine tenths of the usage that the files should protect is effectively protected.
-    /// The threshold is below 1 because usages that the plugin reads one after another do not add
-    /// up exactly. A cgroup without usage also counts as protected.
+    /// The threshold is not 1, because the plugin reads usages one after another and they do not
+    /// add up exactly. A cgroup without usage also counts as protected.
     Protected,
     /// At least one tenth but less than nine tenths of the usage that the files should protect is
     /// effectively protected.
     Partly,
-    /// Less than one tenth of the usage that the files should protect is effectively protected, and
-    /// usually nothing.
+    /// Less than one tenth of the usage that the files should protect is effectively protected.
+    /// Usually, none of this usage is.
     Inert,
 }
 
@@ -33,8 +33,8 @@ impl Standing {
 
     /// Classifies a cgroup by its settings, its usage and its effective protection from
     /// [`effective_tree`](super::effective_tree). The usage that a file should protect is the
-    /// lesser of the file's setting and the cgroup's usage. The worse result of the two files
-    /// counts.
+    /// lesser of the file's setting and the cgroup's usage. The result is the worse of the results
+    /// for both files.
     pub fn of(setting: Protection, usage: Bytes, effective: Protection) -> Self {
         let knob = |setting: Bytes, effective: Bytes| {
             if setting == Bytes::ZERO {

@@ -1,4 +1,4 @@
-//! Exact sums of protection, and the part of the needs of a group of pods that the budget covers.
+//! Exact sums of protection, and the part of the needed protection that the budget covers.
 
 use crate::pod::QosClass;
 use crate::policy::protection::Protection;
@@ -22,7 +22,7 @@ impl Sum {
         self.min = self.min + u128::from(new.get()) - u128::from(last.get());
     }
 
-    /// Returns the sum. `min` and `low` of the sum are each at most [`Bytes::MAX`].
+    /// Returns the sum. Its `min` and `low` are each at most [`Bytes::MAX`].
     pub(super) fn protection(&self) -> Protection {
         Protection { min: saturated(self.min), low: saturated(self.low) }
     }
@@ -36,7 +36,7 @@ pub(super) fn total(protection: Protection) -> u128 {
     u128::from(protection.min.get()) + u128::from(protection.low.get())
 }
 
-/// Part of a group's total protection claim that the budget covers.
+/// Protection that a group of pods needs (`asked`), and the part of it that the pods get.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct Share {
     pub(super) asked: u128,
@@ -48,13 +48,13 @@ impl Share {
         self.granted < self.asked
     }
 
-    /// Returns whether both shares give the same protection for every possible protection claim.
+    /// Returns whether every pod would get the same protection with either share.
     pub(super) fn is_same_for_all(self, other: Self) -> bool {
         self == other || !self.is_short() && !other.is_short()
     }
 
-    /// Returns the protection that a pod with the protection claim `asked` gets. The protection
-    /// claim and the granted amount are below 2^63, so their product cannot overflow.
+    /// Returns the protection that a pod gets if it needs `asked`. The amounts in `asked` and the
+    /// granted amount are below 2^63, so their products cannot overflow.
     pub(super) fn part(self, asked: Protection) -> Protection {
         if !self.is_short() {
             return asked;

@@ -1,4 +1,4 @@
-//! Protection claims of all containers, and the protection that the cgroups above containers need.
+//! Protection that containers need, and the resulting protection of the cgroups above them.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,7 +16,7 @@ pub struct Level {
     pub protection: Protection,
 }
 
-/// Pod that gets less protection than it needs, because the budget is too small.
+/// Pod that gets less protection than it needs, because node allocatable is too small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortfall {
     /// The pod's cgroup.
@@ -27,16 +27,15 @@ pub struct Shortfall {
     pub gets: Protection,
 }
 
-/// Protection claims of all containers, and the resulting desired values of the cgroups above
-/// containers.
+/// Protection that all containers need, and the resulting desired values of the cgroups above them.
 ///
 /// Each method that changes the tree returns the cgroups whose desired values changed, parents
 /// before children. A new cgroup counts as changed even without protection, because its files may
-/// hold old values. The cost of a call does not depend on the number of pods, unless the pods need
-/// more protection than the budget.
+/// hold old values. The running time of a call depends on the number of pods only if the pods need
+/// more protection than the budget allows.
 ///
-/// The tree keeps a pod until [`Tree::remove_pod`], and the pod's ancestors forever. Several
-/// kubepods cgroups share one budget.
+/// [`Tree::remove_pod`] removes a pod, but the pod's ancestors stay in the tree forever. If there
+/// are several kubepods cgroups, they share one budget.
 #[derive(Clone, Debug, Default)]
 pub struct Tree {
     budget: Option<Bytes>,
@@ -56,9 +55,9 @@ struct Pod {
     place: PodPlace,
     containers: HashMap<String, Protection>,
     overhead: Protection,
-    /// Upper bound of the pod's protection claim, derived from the pod's memory limit.
+    /// Upper bound of the protection that the pod needs, from the pod's memory limit.
     cap: Option<Bytes>,
-    /// Sum of the protection claims of the containers and of the overhead.
+    /// Sum of the protection that the containers and the overhead need.
     asked: Sum,
     gets: Protection,
 }
@@ -77,8 +76,8 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Sets a container's protection claim. Adds the container's pod if the tree does not have it.
-    /// Moves a container that was in another pod.
+    /// Sets the protection that a container needs. Adds the container's pod if the tree does not
+    /// have it. If the container was in another pod, moves it to this pod.
     pub fn claim(&mut self, pod: &PodPlace, container: &str, claim: Protection) -> Vec<Level> {
         let mut change = self.begin();
         if self.containers.get(container) != Some(pod.cgroup()) {
@@ -92,12 +91,12 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Returns a container's protection claim.
+    /// Returns the protection that a container needs.
     pub fn claim_of(&self, container: &str) -> Option<Protection> {
         self.pods.get(self.containers.get(container)?)?.containers.get(container).copied()
     }
 
-    /// Returns every container with a protection claim, in no particular order.
+    /// Returns the ID of every container in the tree, in no particular order.
     pub fn containers(&self) -> impl Iterator<Item = &str> {
         self.containers.keys().map(String::as_str)
     }
@@ -107,7 +106,7 @@ impl Tree {
         self.pods.keys()
     }
 
-    /// Returns the pod of a container with a protection claim.
+    /// Returns the pod of a container in the tree.
     pub fn pod_of(&self, container: &str) -> Option<&CgroupPath> {
         self.containers.get(container)
     }
@@ -117,14 +116,14 @@ impl Tree {
         self.pods.contains_key(cgroup)
     }
 
-    /// Removes a container's protection claim, if there is one.
+    /// Removes a container, if the tree has it.
     pub fn release(&mut self, container: &str) -> Vec<Level> {
         let mut change = self.begin();
         self.forget(container, &mut change);
         self.finish(change)
     }
 
-    /// Sets the protection claim of a pod's overhead. Adds the pod if the tree does not have it.
+    /// Sets the protection that a pod's overhead needs. Adds the pod if the tree does not have it.
     pub fn set_overhead(&mut self, pod: &PodPlace, overhead: Protection) -> Vec<Level> {
         let mut change = self.begin();
         self.edit(pod, &mut change, |pod| {
@@ -134,8 +133,8 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Sets the upper bound of a pod's protection claim. `None` removes the upper bound. Does
-    /// nothing for an unknown pod.
+    /// Sets the upper bound of the protection that a pod needs. `None` removes the upper bound.
+    /// Does nothing for an unknown pod.
     pub fn set_cap(&mut self, pod: &CgroupPath, cap: Option<Bytes>) -> Vec<Level> {
         let Some(place) =
             self.pods.get(pod).filter(|pod| pod.cap != cap).map(|pod| pod.place.clone())
@@ -170,7 +169,7 @@ impl Tree {
     pub fn levels(&self) -> Vec<Level> {
         let above = self.above.iter().map(|(cgroup, sum)| (cgroup, sum.protection()));
         let pods = self.pods.iter().map(|(cgroup, pod)| (cgroup, pod.gets));
-        // Sorted by path, a parent comes before its descendants.
+        // In the order of paths, a parent comes before its descendants.
         let levels: BTreeMap<_, _> = above.chain(pods).collect();
         levels
             .into_iter()
@@ -178,8 +177,8 @@ impl Tree {
             .collect()
     }
 
-    /// Returns the cgroup of all pods. If there are several such cgroups, returns the first by
-    /// path.
+    /// Returns the cgroup of all pods. If there are several, returns the one whose path comes
+    /// first.
     pub fn kubepods(&self) -> Option<&CgroupPath> {
         let is_top = |cgroup: &&CgroupPath| {
             cgroup.parent().is_none_or(|parent| !self.above.contains_key(&parent))
@@ -219,8 +218,8 @@ impl Tree {
         TreeChange { shares: self.shares(), before: BTreeMap::new(), pods: Vec::new() }
     }
 
-    /// Updates the protection of all pods that the call changed. If the share of a class changed,
-    /// updates all pods of this class.
+    /// Updates the protection of the pods that the current call changed. Updates all pods of a
+    /// class if the budget now covers a different part of their needs.
     fn finish(&mut self, mut change: TreeChange) -> Vec<Level> {
         let shares = self.shares();
         let is_other = |class| !shares.of(class).is_same_for_all(change.shares.of(class));
@@ -253,7 +252,7 @@ impl Tree {
     /// Edits a pod. First adds the pod if the tree does not have it.
     fn edit(&mut self, place: &PodPlace, change: &mut TreeChange, edit: impl FnOnce(&mut Pod)) {
         let mut pod = self.withdraw(place.cgroup(), change).unwrap_or_else(|| Pod::new(place));
-        // The caller may pass another class than before.
+        // The caller may pass a different QoS class than before.
         pod.place = place.clone();
         edit(&mut pod);
         *self.asked_by(place.class()) += total(pod.asks_for());
@@ -301,7 +300,7 @@ impl Tree {
         kubepods.replace_min(last.low, new.low);
     }
 
-    /// Records the desired value that a cgroup has before the tree changes. A second call for the
+    /// Stores the desired value that a cgroup had before the current call. A second call for the
     /// same cgroup changes nothing.
     fn note(&self, cgroup: &CgroupPath, change: &mut TreeChange) {
         if !change.before.contains_key(cgroup) {
@@ -339,9 +338,9 @@ impl Pod {
     }
 }
 
-/// State during one call that changes the tree.
+/// Data of one call that changes the tree.
 struct TreeChange {
-    /// The shares before the call.
+    /// The shares of the budget before the call.
     shares: Shares,
     /// The desired values that the affected cgroups had before the call.
     before: BTreeMap<CgroupPath, Option<Protection>>,
@@ -503,7 +502,7 @@ mod tests {
             shown(&tree.levels()),
             ["/x 150 150", "/x/y 0 150", "/x/y/a 0 75", "/x/y/b 0 75"]
         );
-        // x/y is now kubepods for the first pod, and the class cgroup for the second.
+        // x/y is now the kubepods cgroup of the first pod and the class cgroup of the second pod.
         tree.set_overhead(&place("x/y/a", QosClass::Guaranteed), protection(0, 0));
         assert_eq!(
             shown(&tree.levels()),
@@ -536,7 +535,7 @@ mod tests {
         tree.claim(&guaranteed("g"), "1", protection(700, 0));
         tree.claim(&burstable("a"), "2", protection(0, 200));
         assert!(tree.shortfalls().is_empty());
-        // The pods need 400, and 300 of the budget are left.
+        // Pods `a` and `b` need 400, but only 300 of the budget are left.
         assert_eq!(
             shown(&tree.claim(&besteffort("b"), "3", protection(100, 100))),
             [
@@ -587,7 +586,7 @@ mod tests {
         let mut tree = Tree::new(Some(Bytes::new(100)));
         tree.claim(&burstable("a"), "1", protection(0, 50));
         tree.claim(&guaranteed("g"), "2", protection(200, 0));
-        // Shares are rounded down: 66.6 and 33.3.
+        // The shares 66.6 and 33.3 are rounded down.
         tree.claim(&guaranteed("h"), "3", protection(100, 0));
         assert_eq!(
             shown(&tree.levels()),
@@ -817,7 +816,7 @@ mod tests {
                 );
             }
             // Guaranteed pods get all that they need if the budget allows it, and no pod gets less
-            // without need.
+            // than it needs unless the budget is too small.
             let asked = |pod: usize| model.asked(pod).iter().sum::<u128>();
             let of_first = |first| {
                 let pods = model.overheads.keys().copied();
