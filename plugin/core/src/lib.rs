@@ -1,10 +1,10 @@
 //! Plimsoll's decisions: which memory values containers, pods and nodes should have.
 //!
-//! All functions are pure. The functions do not read files, the clock or environment variables,
-//! start no threads and write no logs. The list of dependencies and the `clippy.toml` of this crate
-//! enforce this rule. Amounts are whole bytes unless their type says otherwise.
+//! All functions are pure. The functions do not read files, environment variables or the clock, do
+//! not start threads and do not write logs. The list of dependencies and the `clippy.toml` of this
+//! crate enforce this rule. Amounts are whole bytes unless their type says otherwise.
 //!
-//! The modules, in an order in which each module uses only earlier ones:
+//! Each module uses only modules that come before it in this list:
 //!
 //! - [`units`]: amounts of memory and CPU, in the formats of Kubernetes and the kernel.
 //! - [`pod`]: pods, containers, and the cgroups that the kubelet and the runtime give them.

@@ -10,7 +10,7 @@ use crate::units::{Bytes, CpuMax, Knob, Limit};
 /// A memory limit that is lower than the usage of a container, of a pod or of all pods.
 #[derive(Clone, Copy, Debug)]
 pub struct LowerLimit {
-    /// The lower limit, which is not in force.
+    /// The new and lower limit, which is not in force.
     pub limit: Limit,
     /// Limit in force.
     pub in_force: Limit,
@@ -23,7 +23,7 @@ pub struct LowerLimit {
 pub enum Incident {
     /// The plugin refused a limit decrease that would cause an OOM kill.
     CutRejected(LowerLimit),
-    /// The plugin postponed a limit decrease, because it would cause an OOM kill at the moment.
+    /// The plugin postponed a limit decrease that would cause an OOM kill at the moment.
     CutDeferred(LowerLimit),
     /// The plugin no longer tries to set a postponed limit. The deadline for the limit
     /// (`shrinkDeadline`) had passed, or the plugin had stopped setting values.
@@ -59,7 +59,7 @@ pub enum Incident {
         knob: Knob,
         /// Value that the file should have.
         desired: Limit,
-        /// Value that the plugin found.
+        /// Value that the plugin read before the repair.
         observed: Limit,
     },
     /// Another program keeps changing a file, so the plugin no longer repairs the file.
@@ -79,7 +79,7 @@ pub enum Incident {
         desired: CpuMax,
         /// Value that the file has.
         observed: CpuMax,
-        /// Number of times that the plugin raised the value.
+        /// Number of times that the plugin raised `cpu.max`.
         repairs: u32,
     },
     /// Another program, perhaps the kubelet, keeps changing a file of a cgroup above the pods.
@@ -119,7 +119,7 @@ pub enum Incident {
         /// Time window in which the plugin counts kills.
         window: Duration,
     },
-    /// A container is OOM-killed repeatedly, but the plugin must not raise the container's limit
+    /// A container is OOM-killed repeatedly, but the plugin is not allowed to raise its limit
     /// further.
     AtCeiling {
         /// Limit of the container.

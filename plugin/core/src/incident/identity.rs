@@ -1,11 +1,11 @@
-//! Identity of an incident, which stays the same when the incident repeats.
+//! Identity of an incident, by which the plugin recognizes that an incident repeats.
 
 use super::data::Incident;
 use super::kind::IncidentKind;
 use crate::units::{CPU_MAX, Knob, Limit};
 
-/// Identity of an incident: its kind, its cgroup file and, if the plugin did not set a limit, this
-/// limit. The identity does not depend on other amounts, such as the usage.
+/// Identity of an incident: its kind, its cgroup file and, if any, the limit that the plugin
+/// refused or postponed. The identity does not depend on other amounts, such as the usage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     kind: IncidentKind,

@@ -49,7 +49,7 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// Returns the fields for a limit decrease with this outcome.
+    /// Returns the fields for a limit decrease that had this outcome.
     fn of_limit(cut: &LowerLimit, outcome: Outcome) -> Self {
         Self {
             usage: Some(cut.usage.current),
@@ -89,7 +89,7 @@ impl Fields {
     }
 }
 
-/// Formats a value, in quotes if it contains a space.
+/// Formats a value, and adds quotes if the value contains a space.
 fn quoted(value: &dyn fmt::Display) -> String {
     let text = value.to_string();
     if text.contains(' ') { format!("{text:?}") } else { text }

@@ -5,7 +5,7 @@ use std::fmt;
 use super::data::{Incident, LowerLimit};
 use crate::units::{Bytes, CPU_MAX, Knob, Limit};
 
-/// Writes the message for human readers. It shows amounts as Kubernetes quantities.
+/// Writes the message for human readers. The message shows amounts as Kubernetes quantities.
 impl fmt::Display for Incident {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -42,7 +42,7 @@ impl fmt::Display for Incident {
                  times",
                 limit.quantity(),
                 limit.get() as f64 / request.get() as f64,
-                // A request that the plugin estimated from oom_score_adj is no round number.
+                // A request that the plugin estimates from oom_score_adj is not a round number.
                 request.approx()
             ),
             Self::Guarded { .. } | Self::GuardWaits(_) | Self::Unguarded { .. } => self.guard(f),

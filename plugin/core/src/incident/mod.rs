@@ -3,7 +3,7 @@
 //! The code that detects an incident creates an [`Incident`]. The plugin's `report` module decides
 //! where the incident appears: in the log, the metrics, the status and Kubernetes Events.
 //!
-//! The submodule `table` lists the incidents with their constant properties.
+//! The submodule `table` lists all kinds of incidents with their properties.
 
 mod data;
 mod identity;

@@ -14,7 +14,7 @@ pub struct Properties {
     pub kind: IncidentKind,
     /// Whether the incident requires action by the operator or the pod's owner.
     pub is_warning: bool,
-    /// The `action` field of the Kubernetes Event. `None` means that the plugin writes no Event.
+    /// The `action` field of the Kubernetes Event. `None` means that the plugin creates no Event.
     pub event_action: Option<&'static str>,
     /// Text of the log message: what happened and what to do. The text contains no amounts.
     pub text: &'static str,
@@ -152,7 +152,7 @@ impl Incident {
 }
 
 impl IncidentKind {
-    /// Returns the `action` field of the Event. `None` means that the plugin writes no Event.
+    /// Returns the `action` field of the Event. `None` means that the plugin creates no Event.
     pub fn event_action(self) -> Option<&'static str> {
         ALL.iter().find(|properties| properties.kind == self)?.event_action
     }

@@ -20,7 +20,7 @@ pub fn classes(kubepods: &CgroupPath) -> impl Iterator<Item = CgroupPath> {
     })
 }
 
-/// Returns whether this cgroup holds all pods, or all pods of a QoS class.
+/// Returns whether this cgroup contains all pods, or all pods of a QoS class.
 pub fn is_above_pods(cgroup: &CgroupPath) -> bool {
     let is_class_of = |kubepods: &CgroupPath| {
         is_kubepods(kubepods.name()) && classes(kubepods).any(|class| class == *cgroup)

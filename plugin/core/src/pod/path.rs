@@ -11,7 +11,7 @@ use crate::units::excerpt;
 /// inner cgroup.
 pub const SUBGROUP: &str = "container";
 
-/// Path of a cgroup. It is relative to the root cgroup and contains no `.` or `..`.
+/// Path of a cgroup. The text is relative to the root cgroup and contains no `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct CgroupPath(String);

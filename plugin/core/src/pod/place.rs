@@ -16,7 +16,7 @@ pub struct PodPlace {
 impl PodPlace {
     /// Creates the position of the `cgroup` of a pod. `class` is the pod's QoS class. The cgroups
     /// of Guaranteed pods lie directly in kubepods, and the cgroups of other pods lie in the cgroup
-    /// of their class. Returns `None` if the path has too few parts.
+    /// of their QoS class. Returns `None` if the path has too few parts.
     pub fn new(cgroup: CgroupPath, class: QosClass) -> Option<Self> {
         let parent = cgroup.parent()?;
         let (class_cgroup, kubepods) = match class {

@@ -52,7 +52,7 @@ impl PodCgroup {
     /// - systemd: `kubepods-burstable-pod<uid with _ for ->.slice`, alone or at the end of a path;
     /// - cgroupfs: `/kubepods/burstable/pod<uid>`.
     ///
-    /// Cgroup names of Guaranteed pods contain no class, and these cgroups lie directly below
+    /// The cgroups of Guaranteed pods have no class in their names and lie directly below
     /// `kubepods`. Returns `None` if the kubelet did not create this cgroup. Sources: Kubernetes
     /// `pkg/kubelet/cm/cgroup_manager_linux.go` and `pod_container_manager_linux.go`.
     pub fn parse(cgroup_parent: &str) -> Option<Self> {

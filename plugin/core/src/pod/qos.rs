@@ -68,8 +68,8 @@ impl fmt::Display for QosClass {
     }
 }
 
-/// Requests and limits as stated in a pod's specification. They belong either to one container or
-/// to a whole pod (pod-level resources). `None` means not set.
+/// Requests and limits from a pod's specification. They belong either to one container or to a
+/// whole pod (pod-level resources). `None` means not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpecResources {
     /// CPU request.

@@ -22,12 +22,12 @@ impl Request {
         Self { bytes, at_most: bytes, provenance }
     }
 
-    /// Returns by how many bytes the true request may exceed `bytes`.
+    /// Returns the number of bytes by which the true request may exceed `bytes`.
     pub const fn error_bound(&self) -> Bytes {
         self.at_most.saturating_sub(self.bytes)
     }
 
-    /// Returns the request with each bound lowered to at most `ceiling`.
+    /// Returns the request, but lowers each bound to at most `ceiling`.
     #[must_use]
     pub fn capped(self, ceiling: Bytes) -> Self {
         Self { bytes: self.bytes.min(ceiling), at_most: self.at_most.min(ceiling), ..self }
@@ -113,7 +113,7 @@ impl CheckpointFile {
     }
 }
 
-/// Memory request and limit of one container, as far as the plugin knows them.
+/// Memory request and limit of one container, if the plugin knows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
     /// The request. `None` means an unknown request, not a request of 0.

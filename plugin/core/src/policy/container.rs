@@ -17,16 +17,16 @@ use crate::units::{Bytes, Limit, PageSize};
 /// - Node allocatable replaces a missing limit, even for a Burstable container without any request.
 ///   Kubernetes has done the same since a fix for BestEffort pods. Before this fix, the kubelet set
 ///   no `memory.high` for a container without request and limit.
-/// - `memory.min` is at most the limit minus [`Policy::headroom`]. The headroom is the only
-///   deliberate difference from Kubernetes.
+/// - `memory.min` is at most the limit minus [`Policy::headroom`]. This is the only deliberate
+///   difference from Kubernetes.
 ///
 /// The headroom prevents OOM kills. A pod's `memory.max` is the sum of its containers' limits. If a
 /// container is protected up to its limit, the kernel cannot reclaim memory when the pod reaches
 /// its limit. The kernel then OOM-kills the container because of its own page cache. In
 /// measurements the container died with 4 KiB of headroom and survived with 1 MiB.
 ///
-/// The kernel also charges other memory to the pod, such as the memory of the pause process. This
-/// other memory does not grow with the container's limit, so the headroom is a fixed amount.
+/// The kernel also charges other memory to the pod, such as that of the pause process. This other
+/// memory does not grow with the container's limit, so the headroom is a fixed amount.
 pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Policy) -> Desired {
     let exact = reservation(resources);
     let claim = value(exact.setting, Limit::Bytes(Bytes::ZERO)).and_then(Limit::bytes);
@@ -131,9 +131,9 @@ fn throttling(
 /// Computes `memory.high` with the same arithmetic operations as the kubelet, in the same order.
 ///
 /// As in the kubelet, the function rounds down to bytes before the division by the page size.
-/// KEP-2570 rounds down only after the division. The conversion of the quotient to an integer then
-/// drops the fraction. With amounts near 2^63, the multiplication overflows and wraps around, as in
-/// Go.
+/// KEP-2570 rounds down only after the division. The conversion to an integer then drops the
+/// fraction of the quotient. With amounts near 2^63, the multiplication overflows and wraps around,
+/// as in Go.
 fn memory_high(request: Bytes, limit: Bytes, factor: ThrottlingFactor, page: PageSize) -> i64 {
     let request = request.get() as f64;
     let limit = limit.get() as f64;

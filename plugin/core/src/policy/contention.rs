@@ -2,8 +2,8 @@
 //! times with increasing delays and then gives up.
 //!
 //! The runtime also writes values on behalf of its client, the kubelet. The kubelet does not know
-//! the plugin's desired values, so this write is no conflict. The caller announces the write with
-//! [`Contention::expect`]. Then the next repair does not count as a conflict.
+//! the plugin's desired values, so a write by the runtime is not a conflict. The caller announces
+//! the write with [`Contention::expect`]. Then the next repair does not count as a conflict.
 //!
 //! The module does not read the clock. The caller passes the time.
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 pub const REPAIRS: u32 = 5;
 
 /// After this time without changes, the plugin forgets the earlier repairs of a value. The time
-/// must exceed one minute, because the kubelet writes every minute.
+/// must exceed one minute, because the kubelet writes its values every minute.
 const QUIET: Duration = Duration::from_secs(600);
 
 /// Decision on a value that differs from the desired one.
@@ -57,7 +57,7 @@ impl<K, V> Default for Contention<K, V> {
 
 impl<K: Eq + Hash, V: PartialEq> Contention<K, V> {
     /// Records that the runtime wrote a value on behalf of its client. If this value differs from
-    /// the desired one, the next repair does not count as a conflict.
+    /// the desired value, the next repair does not count as a conflict.
     pub fn expect(&mut self, key: K, now: Instant) {
         self.expected.insert(key, now);
     }

@@ -40,7 +40,7 @@ impl GuardRecord {
 /// What the plugin should do with `memory.max` of kubepods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuardStep {
-    /// Leave the file, because it has the right value.
+    /// Leave the file, because the file already has the right value.
     Nothing,
     /// Set the limit to `limit`. Without the node guard, the file would hold `before`.
     Set {

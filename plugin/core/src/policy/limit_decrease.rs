@@ -1,7 +1,7 @@
 //! Decisions on in-place resizes: whether a limit decrease is possible without an OOM kill, and how
 //! far to raise a pod's limits.
 //!
-//! The functions are pure: they use no files and no clock.
+//! The functions are pure: they do not use files or the clock.
 
 pub use super::stall::{STALLED, ThrottleState};
 use crate::units::{Bytes, Limit};

@@ -1,4 +1,4 @@
-//! Policy of a node for its containers, and the properties of the node that decisions need.
+//! Policy of a node for its containers, and the properties of the node that affect decisions.
 
 use std::fmt;
 use std::str::FromStr;

@@ -30,11 +30,11 @@
 //! If the checkpoint entry has no pod-level resources, a container without a limit in the
 //! checkpoint proves that the pod's limit is no sum.
 //!
-//! The plugin judges memory and CPU time separately. Ephemeral containers are in no checkpoint
-//! entry and have no limit, so ephemeral containers do not count. Sources, Kubernetes 1.34 to 1.37:
-//! `pkg/kubelet/kuberuntime` (`getMemoryLimit`), `pkg/kubelet/cm/helpers_linux.go`
-//! (`ResourceConfigForPod`), `pkg/kubelet/allocation` (the checkpoint entries),
-//! `pkg/apis/core/validation` (the check of pod-level limits).
+//! The plugin determines the origins of the memory limit and the CPU limit separately. Ephemeral
+//! containers are in no checkpoint entry and have no limit, so ephemeral containers do not count.
+//! Sources, Kubernetes 1.34 to 1.37: `pkg/kubelet/kuberuntime` (`getMemoryLimit`),
+//! `pkg/kubelet/cm/helpers_linux.go` (`ResourceConfigForPod`), `pkg/kubelet/allocation` (the
+//! checkpoint entries), `pkg/apis/core/validation` (the check of pod-level limits).
 
 /// Origin of a pod's limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub enum RecordedLimit {
     Limit(u64),
 }
 
-/// The kubelet's checkpoint entry for a pod, as far as it concerns one resource.
+/// The part of the kubelet's checkpoint entry for a pod that concerns one resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodLimitRecord {
     /// The checkpoint has no entry for the pod.
@@ -87,7 +87,7 @@ pub enum PodLimitRecord {
         own: Option<Option<u64>>,
         /// Whether the runtime has reported every container in the entry.
         is_complete: bool,
-        /// Whether every container in the entry has a limit, including ended containers. If one
+        /// Whether all containers in the entry, including ended ones, have a limit. If one
         /// container has no limit, the kubelet does not use the sum as the pod's limit.
         all_limited: bool,
     },
@@ -100,7 +100,7 @@ pub struct Evidence<'a> {
     pub record: PodLimitRecord,
     /// The containers that have not ended.
     pub members: &'a [Member],
-    /// The limit in the pod's cgroup. `None` means that there is no limit or no cgroup.
+    /// The current limit of the pod's cgroup. `None` means that there is no limit or no cgroup.
     pub in_force: Option<u64>,
     /// The limit that the runtime's client (the kubelet) set when it created the pod, without
     /// overhead.
@@ -221,7 +221,7 @@ impl Evidence<'_> {
 
     /// Returns whether the sum of these containers' limits is the pod's limit now or at creation.
     /// Tries the current, the former and the raised limits. A match with raised limits also proves
-    /// a sum, because the plugin raises only sums.
+    /// a sum, because the plugin never raises a pod-level limit.
     fn adds_up<'m>(
         &self,
         members: impl Iterator<Item = &'m Member> + Clone,
@@ -250,7 +250,7 @@ impl Evidence<'_> {
     }
 }
 
-/// Returns the sum. Returns `None` if an element is `None` or there are no elements.
+/// Returns the sum. Returns `None` if any limit is `None` or there are no limits.
 fn sum(limits: impl Iterator<Item = Option<u64>>) -> Option<u64> {
     let mut limits = limits.peekable();
     limits.peek()?;

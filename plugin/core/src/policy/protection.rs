@@ -20,7 +20,7 @@ impl Protection {
         Self { min: bytes(min), low: bytes(low) }
     }
 
-    /// Returns the larger value for each file.
+    /// Returns, for each file, the larger of the two values.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self { min: self.min.max(other.min), low: self.low.max(other.low) }

@@ -41,7 +41,7 @@ pub enum Reason {
     NoThrottling,
     /// Guaranteed containers are not throttled.
     GuaranteedNotThrottled,
-    /// Request and limit are equal, so there is no range in which the kernel could throttle.
+    /// Request and limit are equal, so the kernel has no range for throttling between them.
     RequestEqualsLimit(Bytes),
     /// The container has no limit, and node allocatable is not known.
     AllocatableUnknown,

@@ -1,7 +1,7 @@
 //! OOM rescue: decides whether a container that is OOM-killed repeatedly gets a higher limit, and
 //! computes the limit.
 //!
-//! The module reads no clock: the caller passes the time in seconds since boot.
+//! The module does not read the clock. The caller passes the time in seconds since boot.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +17,7 @@ const REMEMBERED: usize = 1000;
 /// Rules for raising the limits of containers (`oomRescue`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OomRescue {
-    /// Number of kills within `window` that triggers a rescue, 1 to 1000.
+    /// Number of kills within `window` after which the plugin raises the limit, 1 to 1000.
     pub kills: u32,
     /// Time window in which the plugin counts kills.
     pub window: Duration,

@@ -14,8 +14,8 @@ pub struct ThrottleState {
     /// The container's limit. For a container without a limit, the caller passes another upper
     /// bound.
     pub max: Bytes,
-    /// Percentage of the last ten seconds in which all tasks waited for memory (`memory.pressure`,
-    /// full).
+    /// Percentage of the last ten seconds during which all tasks waited for memory
+    /// (`memory.pressure`, full).
     pub stalled: f64,
 }
 
@@ -56,8 +56,8 @@ impl ThrottleState {
 /// `memory.high`.
 const NEAR: u64 = 32;
 
-/// Minimum percentage of the last ten seconds during which all tasks of a stalled container waited
-/// for memory.
+/// A container counts as stalled if all its tasks waited for memory during at least this percentage
+/// of the last ten seconds.
 pub const STALLED: f64 = 10.0;
 
 /// Divisor of the desired `memory.high`. The plugin restores the desired value only while the usage

@@ -3,9 +3,9 @@
 //! The key of an annotation has the same form as for other NRI plugins:
 //! `<what>.plimsoll.nri.io/container.<name>` for one container. `<what>.plimsoll.nri.io/pod` or
 //! plain `<what>.plimsoll.nri.io` applies to all containers of a pod. The most specific valid
-//! annotation counts. The plugin reports an invalid annotation and then uses the next less specific
-//! one. If the annotation for one container is invalid, the value for the whole pod therefore still
-//! applies.
+//! annotation applies. The plugin reports an invalid annotation and then uses the next less
+//! specific one. If the annotation for one container is invalid, the value for the whole pod
+//! therefore still applies.
 //!
 //! | what | value |
 //! |---|---|
@@ -22,7 +22,7 @@ use super::notice::Notice;
 use crate::policy::{Policy, ReservationPolicy, ThrottlingFactor};
 use crate::units::{Bytes, excerpt};
 
-/// Number of unknown keys that the plugin reports by name. The plugin only counts further keys.
+/// Number of unknown keys that the plugin reports by name. The plugin only counts the other keys.
 const UNKNOWN_NAMED: usize = 5;
 
 /// Values of the annotations for one container. `None` means that there is no annotation.

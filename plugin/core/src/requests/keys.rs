@@ -1,6 +1,6 @@
 //! Keys of the pod annotations that the plugin reads.
 
-/// Domain at the end of each key's prefix, the part before the `/`.
+/// Domain at the end of each key's prefix (the part before the `/`).
 pub const DOMAIN: &str = "plimsoll.nri.io";
 
 pub(super) const MEMORY_REQUEST: &str = "memory-request.plimsoll.nri.io";

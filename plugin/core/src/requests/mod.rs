@@ -1,7 +1,7 @@
 //! Sources of a container's memory request.
 //!
 //! No runtime sends the memory request to plugins. [`resolve()`] uses the first of these sources
-//! that has an answer:
+//! that determines the request:
 //!
 //! 1. **The kubelet's checkpoint** (`checkpoint` in the plugin). Only the checkpoint has the exact
 //!    request after a resize. Only the checkpoint has the containers' requests in a pod with
@@ -22,7 +22,7 @@
 //! 5. **`oom_score_adj`**, from which the plugin computes a lower and an upper bound of the request
 //!    ([`oom_score_adj`]).
 //!
-//! If no source has an answer, the request is unknown. An unknown request differs from a request of
+//! If no source determines the request, it is unknown. An unknown request differs from a request of
 //! 0.
 
 pub mod annotation;

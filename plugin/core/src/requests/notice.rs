@@ -68,7 +68,7 @@ pub enum Notice {
         /// The limit.
         limit: Bytes,
     },
-    /// A value in the unified map is not a number of bytes, so the plugin ignores the value.
+    /// A value in OCI's `unified` map is not a number of bytes, so the plugin ignores the value.
     InvalidUnified {
         /// The key.
         key: &'static str,

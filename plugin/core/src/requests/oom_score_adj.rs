@@ -37,7 +37,7 @@ pub fn request(oom_score_adj: i64, mem_total: Bytes, limit: Limit) -> Option<Req
     if !(LOWEST..=HIGHEST).contains(&oom_score_adj) {
         return None;
     }
-    // The value of floor(1000 * request / total) lies between `first` and `last`, inclusive.
+    // The result of floor(1000 * request / total) lies between `first` and `last`, inclusive.
     let (first, last) = match 1000 - oom_score_adj as u64 {
         1 => (0, 1),
         997 => (997, u64::MAX),

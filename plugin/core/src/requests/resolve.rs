@@ -9,7 +9,7 @@ use super::record::{Inconclusive, Record};
 use crate::pod::{Provenance, QosClass, Request};
 use crate::units::{Bytes, Limit};
 
-/// Known facts about a container, from which the plugin finds its memory request.
+/// Known facts about a container, from which the plugin determines its memory request.
 #[derive(Clone, Debug)]
 pub struct RequestFacts<'a> {
     /// The pod's class from the kubelet. `None` if the kubelet did not create the pod's cgroup.
@@ -17,7 +17,7 @@ pub struct RequestFacts<'a> {
     /// The container's memory limit. For an update without a limit (0 in NRI), this is the limit in
     /// force.
     pub limit: Limit,
-    /// The unified map that the CRI client sent with the container, without this plugin's
+    /// OCI's `unified` map that the CRI client sent with the container, without this plugin's
     /// additions.
     pub unified: &'a HashMap<String, String>,
     /// The pod's overrides for this container.
@@ -35,7 +35,7 @@ pub struct RequestFacts<'a> {
     pub record: Result<Option<&'a Record>, Inconclusive>,
 }
 
-/// Result of the search for a container's memory request.
+/// Memory request that the plugin found for a container, with the container's class and notices.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolution {
     /// The container's class, from the kubelet or else from request and limit.
@@ -48,8 +48,8 @@ pub struct Resolution {
 
 /// Finds a container's memory request in the order of the [module documentation](super).
 ///
-/// Without a class from a kubelet, the class follows from the memory request and limit. If request
-/// and limit are equal, the class is Guaranteed. If the container has neither, the class is
+/// If no kubelet states the class, the plugin derives it from the memory request and limit. If
+/// request and limit are equal, the class is Guaranteed. If the container has neither, the class is
 /// BestEffort and the request is zero. In all other cases the class is Burstable.
 ///
 /// A limit without a request does not make a container Guaranteed here. The API server sets a
@@ -126,7 +126,7 @@ fn from_annotation(
     notices: &mut Vec<Notice>,
 ) -> Request {
     let mut bytes = requested;
-    // Without a class from a kubelet, the formula behind `oom_score_adj` is unknown.
+    // If no kubelet created the pod, the formula behind `oom_score_adj` is unknown.
     let scored = match (known.class, known.oom_score_adj, known.mem_total) {
         (Some(_), Some(adj), Some(mem_total)) => {
             oom_score_adj::request(adj, mem_total, known.limit)
@@ -154,7 +154,7 @@ fn from_annotation(
 }
 
 /// Returns the request from the `memory.min` or `memory.low` that the kubelet's MemoryQoS feature
-/// sent. A zero proves nothing, because newer kubelets send zero to clear values of an older
+/// sent. The function ignores zero, because newer kubelets send zero to clear values of an older
 /// configuration.
 fn from_unified(unified: &HashMap<String, String>, notices: &mut Vec<Notice>) -> Option<Bytes> {
     ["memory.min", "memory.low"].into_iter().find_map(|key| {
@@ -380,7 +380,7 @@ mod tests {
             "annotation memory-request 3000Mi exceeds what the kubelet's oom_score_adj allows, \
              44040191, which is used"
         );
-        // A runtime's client other than the kubelet may use another formula.
+        // A client that is not the kubelet may use another formula.
         case.class = None;
         assert_eq!(case.request(), Some((mib(900), Provenance::Annotation)));
     }

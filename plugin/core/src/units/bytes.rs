@@ -29,7 +29,7 @@ impl Bytes {
     /// The largest amount that Kubernetes can express: 2^63-1.
     pub const MAX: Self = Self(i64::MAX as u64);
 
-    /// Creates an amount of `bytes`, limited to [`Bytes::MAX`].
+    /// Creates an amount of `bytes`, but at most [`Bytes::MAX`].
     pub const fn new(bytes: u64) -> Self {
         if bytes > Self::MAX.0 { Self::MAX } else { Self(bytes) }
     }

@@ -24,7 +24,7 @@ impl CpuMax {
     /// No limit.
     pub const NONE: Self = Self { quota: None, period: Self::PERIOD };
 
-    /// Returns the value that results from an update in the form that CRI and NRI use.
+    /// Returns the new value after an update. The update has the form that CRI and NRI use.
     ///
     /// A quota or period of 0 keeps the current value; containerd also sends 0 for omitted values.
     /// A negative quota means no limit.

@@ -8,14 +8,14 @@ use super::limit::Limit;
 /// File with the CPU limit of a cgroup.
 pub const CPU_MAX: &str = "cpu.max";
 
-/// File of the memory controller that holds a protection or a limit.
+/// File of the memory controller that contains a protection or a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Knob {
-    /// `memory.min`: the amount of memory that is never reclaimed.
+    /// `memory.min`: the amount of memory that the kernel never reclaims.
     Min,
-    /// `memory.low`: the amount of memory that is reclaimed last.
+    /// `memory.low`: the amount of memory that the kernel reclaims last.
     Low,
-    /// `memory.high`: the usage above which the kernel throttles.
+    /// `memory.high`: the usage above which the kernel throttles processes.
     High,
     /// `memory.max`: the memory limit.
     Max,

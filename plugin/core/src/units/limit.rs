@@ -51,8 +51,8 @@ impl<'de> Deserialize<'de> for Limit {
 impl Limit {
     /// Converts the value of `memory.limit` in CRI and NRI.
     ///
-    /// 0 and -1 mean no limit. A number that the kernel's page counter cannot hold also means no
-    /// limit, because the kernel turns it into `max`. The smallest of these numbers is 2^63-1
+    /// 0 and -1 mean no limit. A number that is too large for the kernel's page counter also means
+    /// no limit, because the kernel turns it into `max`. The smallest of these numbers is 2^63-1
     /// rounded down to pages. cgroup v1 shows 2^63-1 for no limit.
     ///
     /// # Errors

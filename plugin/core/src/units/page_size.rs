@@ -1,4 +1,4 @@
-//! Page size of a machine, and rounding of amounts to whole pages.
+//! Page size of a machine, and functions that round amounts to whole pages.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ impl fmt::Display for PageSize {
 }
 
 impl Bytes {
-    /// Rounds down to whole pages, as the kernel does with each value written to a `memory.*` file.
+    /// Rounds down to whole pages, as the kernel does with values in `memory.*` files.
     #[must_use]
     pub const fn floor_to(self, page: PageSize) -> Self {
         Self::new(self.get() & !(page.0 - 1))

@@ -17,8 +17,8 @@ impl Bytes {
         parse_quantity(text, 0).map(Self::new)
     }
 
-    /// Formats the exact amount as a Kubernetes quantity with the largest binary suffix whose unit
-    /// divides the amount: `1536Mi`, `1000`.
+    /// Formats the exact amount as a Kubernetes quantity, with the largest binary suffix that
+    /// leaves a whole number: `1536Mi`, `1000`.
     pub fn quantity(self) -> String {
         const SUFFIXES: [&str; 6] = ["Ei", "Pi", "Ti", "Gi", "Mi", "Ki"];
         if self.get() != 0 {
@@ -32,8 +32,8 @@ impl Bytes {
         self.get().to_string()
     }
 
-    /// Formats the amount for people: with a binary suffix, rounded to at most one decimal.
-    /// Multiples of a unit stay exact (`128Mi`), other amounts are approximate (`913.2Mi`).
+    /// Formats the amount for human readers, with a binary suffix and at most one decimal.
+    /// Multiples of the unit stay exact (`128Mi`), other amounts are approximate (`913.2Mi`).
     pub fn approx(self) -> String {
         const SUFFIXES: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
         let mut value = self.get() as f64;
@@ -160,7 +160,7 @@ impl Decimal {
     }
 }
 
-/// Returns the exponents of two and of ten for a quantity's suffix.
+/// Returns the powers of two and of ten that a quantity's suffix stands for.
 fn suffix_exponents(suffix: &str) -> Option<(u32, i64)> {
     Some(match suffix {
         "" => (0, 0),

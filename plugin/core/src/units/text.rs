@@ -1,18 +1,18 @@
-//! Safe printing of text that users, pods or other programs wrote.
+//! Functions that safely print text from users, pods or other programs.
 
-/// Escapes a foreign name to one line without control characters. Keeps up to 253 characters, the
-/// longest name in Kubernetes.
+/// Escapes a name from an untrusted source, so that it has one line and no control characters.
+/// Keeps up to 253 characters, the longest name in Kubernetes.
 pub fn printable(name: &str) -> String {
     name.chars().take(253).flat_map(char::escape_debug).collect()
 }
 
-/// Shortens foreign text for a message: one line without control characters.
+/// Shortens text from an untrusted source to one line without control characters.
 pub fn excerpt(text: &str) -> String {
     harmless(text, 64, &[])
 }
 
-/// Escapes characters of foreign text that a terminal would interpret, and keeps at most `most`
-/// characters. The characters in `kept` are not escaped.
+/// Escapes characters of untrusted text that a terminal would interpret, and keeps at most `most`
+/// characters. Does not escape the characters in `kept`.
 pub fn harmless(text: &str, most: usize, kept: &[char]) -> String {
     let mut shown = String::with_capacity(text.len().min(most));
     for character in text.chars().take(most) {

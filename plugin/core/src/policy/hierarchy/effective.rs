@@ -27,7 +27,7 @@ pub struct Step {
 
 /// Computes the effective protection that one file gives to a cgroup, as the kernel does.
 ///
-/// The rules do not apply to children of the cgroup in which the kernel starts to reclaim memory.
+/// These rules do not apply to children of the cgroup in which the kernel starts to reclaim memory.
 /// For these children, the full values of the files are effective.
 ///
 /// - A child's protected usage is the lesser of its usage and its setting. If the parent's
@@ -180,8 +180,8 @@ mod tests {
             assert_eq!(effective(&step(usage, setting)), Bytes::new(expected), "{usage} {setting}");
         }
         // Example for memory_recursiveprot in the same file: a parent has 2 GiB of protection, and
-        // its children's settings are 1 and 0 GiB. In the final state the children use 1.5 and 0.5
-        // GiB, and this usage is fully protected.
+        // the settings of its children are 1 and 0 GiB. In the final state the children use 1.5 and
+        // 0.5 GiB, and this usage is fully protected.
         for (usage, setting, plain, recursive) in [(1500, 1000, 1000, 1500), (500, 0, 0, 500)] {
             let step = |recursive| Step {
                 usage: Bytes::new(usage),

@@ -2,8 +2,8 @@
 //! above containers, and effective protection in the kernel.
 //!
 //! The kernel never protects more of a container's memory than its pod, its QoS class and kubepods
-//! protect. All amounts are bytes. The kernel rounds each file down to pages. The parent's value
-//! stays large enough, because a sum of rounded values never exceeds the rounded sum.
+//! protect. All amounts are bytes. The kernel rounds each file down to pages. A parent's value is
+//! still large enough, because a sum of rounded values never exceeds the rounded sum.
 //!
 //! # Desired values of the cgroups above containers
 //!
@@ -24,22 +24,22 @@
 //! allocatable):
 //!
 //! - Guaranteed pods come first. If Guaranteed pods alone need more than the budget, each gets a
-//!   share in proportion to its need. Other pods then get nothing.
-//! - Burstable and BestEffort pods share the remaining budget. If these pods need more than that,
-//!   each gets a share in proportion to its need.
+//!   share in proportion to its need, and other pods get nothing.
+//! - Burstable and BestEffort pods share the remaining budget. If these pods need more than the
+//!   rest, each gets a share in proportion to its need.
 //! - A pod's shares of `memory.min` and `memory.low` are each rounded down to a byte. The cgroups
 //!   above the pods get sums of the rounded shares, so that every sum is exact.
 //!
 //! If node allocatable is unknown, the budget is [`Bytes::MAX`](crate::units::Bytes::MAX).
 //!
 //! Even if a pod gets less protection than it needs, the files of its containers keep their values.
-//! The kernel limits the children's total protection to the parent's effective protection, which it
-//! distributes in proportion to each child's current protected usage. A fixed distribution by the
-//! plugin could not follow the usage.
+//! The kernel limits the children's total protection to the parent's effective protection. The
+//! kernel distributes this protection in proportion to each child's current protected usage. A
+//! fixed distribution by the plugin could not follow the usage.
 //!
-//! Sources: KEP-2570 of Kubernetes ("Support Memory QoS with cgroups v2", as of 1.36) defines the
-//! sums. The kernel's `Documentation/admin-guide/cgroup-v2.rst` defines `memory.min`, `memory.low`
-//! and `memory_recursiveprot`. The budget is this plugin's addition.
+//! Sources: KEP-2570 of Kubernetes ("Support Memory QoS with cgroups v2", as of 1.36) defines how
+//! the values add up. The kernel's `Documentation/admin-guide/cgroup-v2.rst` defines `memory.min`,
+//! `memory.low` and `memory_recursiveprot`. The budget is this plugin's addition.
 //!
 //! # Effective protection in the kernel
 //!

@@ -23,7 +23,7 @@ pub enum Standing {
     /// effectively protected.
     Partly,
     /// Less than one tenth of the usage that the files should protect is effectively protected.
-    /// Usually, none of this usage is.
+    /// Usually, nothing is protected.
     Inert,
 }
 
@@ -34,7 +34,7 @@ impl Standing {
     /// Classifies a cgroup by its settings, its usage and its effective protection from
     /// [`effective_tree`](super::effective_tree). The usage that a file should protect is the
     /// lesser of the file's setting and the cgroup's usage. The result is the worse of the results
-    /// for both files.
+    /// for `memory.min` and `memory.low`.
     pub fn of(setting: Protection, usage: Bytes, effective: Protection) -> Self {
         let knob = |setting: Bytes, effective: Bytes| {
             if setting == Bytes::ZERO {

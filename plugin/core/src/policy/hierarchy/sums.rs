@@ -4,7 +4,7 @@ use crate::pod::QosClass;
 use crate::policy::protection::Protection;
 use crate::units::Bytes;
 
-/// Exact sum of protections. A node has too few containers and pods for an overflow.
+/// Exact sum of protections. A node has so few containers and pods that the sum cannot overflow.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sum {
     pub(super) min: u128,
@@ -22,7 +22,7 @@ impl Sum {
         self.min = self.min + u128::from(new.get()) - u128::from(last.get());
     }
 
-    /// Returns the sum. Its `min` and `low` are each at most [`Bytes::MAX`].
+    /// Returns the sum. Lowers `min` and `low` to at most [`Bytes::MAX`].
     pub(super) fn protection(&self) -> Protection {
         Protection { min: saturated(self.min), low: saturated(self.low) }
     }

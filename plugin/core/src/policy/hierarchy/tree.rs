@@ -55,7 +55,7 @@ struct Pod {
     place: PodPlace,
     containers: HashMap<String, Protection>,
     overhead: Protection,
-    /// Upper bound of the protection that the pod needs, from the pod's memory limit.
+    /// Upper bound of the protection that the pod needs. Derived from the pod's memory limit.
     cap: Option<Bytes>,
     /// Sum of the protection that the containers and the overhead need.
     asked: Sum,
@@ -63,7 +63,7 @@ struct Pod {
 }
 
 impl Tree {
-    /// Creates a tree without pods. The budget is node allocatable. `None` means that the budget is
+    /// Creates a tree without pods. `budget` is node allocatable. `None` means that the budget is
     /// unknown and does not limit the protection.
     pub fn new(budget: Option<Bytes>) -> Self {
         Self { budget, ..Self::default() }
@@ -169,7 +169,7 @@ impl Tree {
     pub fn levels(&self) -> Vec<Level> {
         let above = self.above.iter().map(|(cgroup, sum)| (cgroup, sum.protection()));
         let pods = self.pods.iter().map(|(cgroup, pod)| (cgroup, pod.gets));
-        // In the order of paths, a parent comes before its descendants.
+        // The order by path puts a parent before its descendants.
         let levels: BTreeMap<_, _> = above.chain(pods).collect();
         levels
             .into_iter()
