@@ -46,7 +46,7 @@ pub use crate::state::settings::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
 
 /// Interval of the periodic check of kubepods. This check finds changes whose inotify event was
-/// lost, and a new cgroup in place of kubepods.
+/// lost, and kubepods if it was created again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Interval of the attempts to set the limit while the usage is too high.
@@ -63,14 +63,14 @@ const RECLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 /// written back dirty pages.
 const RECLAIM_STEP: Bytes = Bytes::new(64 << 20);
 
-/// Returns whether `cgroup` is the kubepods in the node guard's record, and its `memory.max` is a
-/// limit of the node guard.
+/// Returns whether the node guard's record is about `cgroup`, and the node guard has set the
+/// current `memory.max` of `cgroup`.
 fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError> {
     Ok(cgroup.inode()? == record.inode && record.is_ours(cgroup.read(Knob::Max)?))
 }
 
-/// Returns whether `memory.max` of kubepods is a limit of the node guard. Returns false while the
-/// limit waits for less usage.
+/// Returns whether the node guard has set the current `memory.max` of kubepods. Returns false while
+/// the usage is too high for the node guard's limit.
 pub fn is_in_force(root: &CgroupRoot, levels: &Levels) -> bool {
     let Ok(Some((path, cgroup))) = levels.open_kubepods() else { return false };
     guard_record::load(root.host()).is_some_and(|record| {
@@ -115,7 +115,7 @@ struct State {
     /// Whether the node guard's record contains a limit that the plugin has not read back.
     is_unsure: bool,
     contention: Contention<CgroupPath, Bytes>,
-    /// Limit that waits for less usage, if the plugin has reported this, and the time of the next
+    /// Limit that the plugin has reported as too low for the usage, and the time of the next
     /// attempt.
     waits: Option<(Bytes, Instant)>,
     is_failing: bool,
@@ -169,7 +169,7 @@ impl Guard {
             }
             self.warn_if_system_is_missing(&mut state);
             // Watch the cgroup before the check, so that the plugin misses no write in between. Add
-            // the watch on each pass, because kubepods may be another cgroup now.
+            // the watch on each pass, because kubepods may have been created again.
             watched = self.watch(watched);
             let again = match self.step(&mut state, written).await {
                 Ok(again) => {
@@ -194,8 +194,8 @@ impl Guard {
         }
     }
 
-    /// Returns the desired limit of the node guard. Returns `None` after `plimsoll restore`, which
-    /// restores the file itself.
+    /// Returns the desired limit of the node guard. Returns `None` after `plimsoll restore`,
+    /// because that command restores `memory.max` itself.
     fn desired_limit(&self) -> Option<Bytes> {
         self.containers
             .settings()
@@ -232,7 +232,7 @@ impl Guard {
         watch.inspect_err(|error| debug!(%error, "cannot watch kubepods")).ok()
     }
 
-    /// Takes the next step of the task. `written` is true if inotify has reported a write to
+    /// Does the next step of the task. `written` is true if inotify has reported a write to
     /// `memory.max`. Returns the delay before the next call.
     async fn step(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
         let Some((path, cgroup)) = self.levels.open_kubepods()? else { return Ok(CHECK_INTERVAL) };
@@ -362,7 +362,7 @@ impl Guard {
     }
 
     /// Restores `memory.max` of the former kubepods if this cgroup still exists. The caller has
-    /// found that the node now has another kubepods.
+    /// found that the node now uses another cgroup as kubepods.
     fn restore_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
         let restore = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
@@ -378,8 +378,8 @@ impl Guard {
         }
     }
 
-    /// Reclaims memory until the usage is below `limit`. Then sets `limit` if the value of the file
-    /// is still `observed`.
+    /// Reclaims memory until the usage is below `limit`. Then sets `limit` if `memory.max` still
+    /// has the value `observed`.
     async fn set(
         &self,
         cgroup: Cgroup,
@@ -389,8 +389,8 @@ impl Guard {
     ) -> Result<SetResult, CgroupError> {
         let (sender, receiver) = oneshot::channel();
         let (guard, path) = (self.clone(), record.cgroup.clone());
-        // Use a separate thread, because tokio has few threads for blocking work and the kernel may
-        // take long.
+        // Use a separate thread, because tokio has few threads for blocking work and a reclaim may
+        // take a long time.
         let thread = std::thread::Builder::new().spawn(move || {
             let set = || {
                 if observed > Limit::Bytes(limit)

@@ -17,7 +17,7 @@ pub struct Agent {
     pub state: SharedState,
     /// Preparation of limit decreases.
     pub decreases: Arc<LimitDecreases>,
-    /// Sender of changes to the task that watches for OOM kills.
+    /// Sender that reports changes of containers to the task that watches for OOM kills.
     pub kills: Arc<KillNotifier>,
     /// Reports to users.
     pub reports: Arc<Reports>,

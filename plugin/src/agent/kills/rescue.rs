@@ -21,11 +21,11 @@ impl Watcher {
             return self.plan(path, container, now());
         }
         let Some(limit) = self.decide_raise(path, container, now()) else { return };
-        // The receiver lives as long as the program.
+        // This send cannot fail, because the receiver exists until the program ends.
         let _ = self.work.send(WorkItem::higher_limit(container, limit));
     }
 
-    /// Reports the raise that the plugin only plans in observe mode.
+    /// Reports the raise that the plugin would make if it were not in observe mode.
     pub(super) fn plan(&mut self, path: &CgroupPath, container: &Container, now: u64) {
         let settings = self.containers.settings();
         let (Some(rescue), Some(asked)) =
@@ -142,8 +142,8 @@ impl Watcher {
     }
 
     /// Returns the part of node allocatable that is free for a raise of this container's limit.
-    /// Subtracts the requests of all containers, this one included, and the increases by other
-    /// raised limits. Returns zero if node allocatable is unknown.
+    /// Subtracts the requests of all containers, including this container, and the increases by
+    /// other raised limits. Returns zero if node allocatable is unknown.
     pub(super) fn free(&self, container: &Container) -> Bytes {
         let Some(allocatable) = self.containers.settings().node.allocatable else {
             return Bytes::ZERO;
