@@ -1,5 +1,5 @@
-//! Applies configurations, the brake and the marker file of `plimsoll restore`. All functions read
-//! files, so they may block.
+//! Applies configurations, the brake and the marker file of `plimsoll restore`. All functions of
+//! this module read files, so they may block.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,8 +30,8 @@ pub struct Configurator {
     host: PathBuf,
     on_config: OnConfig,
     /// Record of an applied brake that the plugin could not write to its file yet. Also, only the
-    /// owner of this lock changes the settings. The owner may read and write files, so the event
-    /// loop never takes this lock.
+    /// thread that has this lock may change the settings. This thread may read and write files, so
+    /// the event loop never takes the lock.
     unstored: Mutex<Option<brake::Record>>,
     /// Whether a [`NodeRefresh`] exists.
     is_refreshing: AtomicBool,

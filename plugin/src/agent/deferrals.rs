@@ -2,9 +2,9 @@
 //!
 //! The plugin makes about one pass per second. In each pass, the plugin reclaims memory of each
 //! container for up to three tenths of a second. The plugin skips a container if no reclaim can
-//! lower its usage to the limit, or if the container already stalls on memory. Once the usage fits,
-//! the plugin requests the limit from the runtime. The limit counts as applied once the plugin has
-//! read it back.
+//! lower its usage to the limit, or if the container already stalls on memory. Once the usage is
+//! low enough, the plugin asks the runtime to set the limit. The limit counts as applied once
+//! `memory.max` has the new value.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -5,21 +5,21 @@
 //! kernel first reclaims memory on the whole node and then OOM-kills. The victim may be the runtime
 //! or sshd, and all programs stall until the OOM kill. With the node guard's limit, the kernel
 //! reclaims memory only from pods and OOM-kills only in pods. The kernel chooses a victim by usage
-//! and `oom_score_adj`, so it prefers containers that use more than their requests. The second part
-//! of the node guard is `memory.min` of the system's cgroups ([`crate::config::Config::reserved`]),
-//! which protects their page cache.
+//! and `oom_score_adj`, so it prefers containers that use more than their requests. The node guard
+//! also sets `memory.min` of the system's cgroups ([`crate::config::Config::reserved`]), which
+//! protects their page cache.
 //!
 //! The node guard does not use `memory.high`. On Linux 7.2, throttled pods exceeded `memory.high`,
 //! and the kernel OOM-killed processes on the whole node.
 //!
-//! The kubelet sets the same file to the memory that it leaves for pods (`enforceNodeAllocatable`,
-//! in the kubelet's `pkg/kubelet/cm/node_container_manager_linux.go`). The lower of both limits
-//! applies. Another file ([`GuardRecord`]) stores the value that `memory.max` had without the node
-//! guard. The plugin restores this value later.
+//! The kubelet also sets `memory.max` of kubepods to the memory that it leaves for pods
+//! (`enforceNodeAllocatable`, in Kubernetes' `pkg/kubelet/cm/node_container_manager_linux.go`). The
+//! lower of the two limits applies. A file of the plugin ([`GuardRecord`]) stores the value that
+//! `memory.max` had without the node guard. The plugin restores this value later.
 //!
 //! The node guard's limit does not OOM-kill a process at the moment when the plugin sets it. If
 //! pods use more memory, the plugin first reclaims memory, and sets the limit only once the usage
-//! fits.
+//! is low enough.
 
 use std::io;
 use std::path::PathBuf;
@@ -112,7 +112,7 @@ struct Kubepods {
 #[derive(Debug, Default)]
 struct State {
     record: Option<GuardRecord>,
-    /// Whether the node guard's record contains a limit that the plugin has not read back.
+    /// Whether the node guard's record contains a limit that may not be in `memory.max`.
     is_unsure: bool,
     contention: Contention<CgroupPath, Bytes>,
     /// Limit that the plugin has reported as too low for the usage, and the time of the next
@@ -158,7 +158,7 @@ impl Guard {
             if self.desired_limit().is_none() && state.record.is_none() {
                 watched = None;
                 let changed = settings.changed();
-                // The marker file of `plimsoll restore` exists, but the settings do not contain it
+                // The marker file of `plimsoll restore` exists, but the settings do not reflect it
                 // yet. The user may remove the marker file before the settings change.
                 if self.containers.settings().guard_limit().is_some() {
                     let _ = timeout(CHECK_INTERVAL, changed).await;
@@ -361,8 +361,8 @@ impl Guard {
         }
     }
 
-    /// Restores `memory.max` of the former kubepods if this cgroup still exists. The caller has
-    /// found that the node now uses another cgroup as kubepods.
+    /// Restores `memory.max` of the previous kubepods if this cgroup still exists. The caller has
+    /// found that kubepods is another cgroup now.
     fn restore_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
         let restore = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;

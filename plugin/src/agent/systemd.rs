@@ -1,5 +1,5 @@
-//! Makes systemd store the values of the cgroups that belong to its units. A separate task sends
-//! the values, because systemd may answer slowly.
+//! Makes systemd store the values of the cgroups that belong to systemd units. A separate task
+//! sends the values, because systemd may answer slowly.
 //!
 //! The files already have the values, so containers lose no protection during a slow answer. If
 //! systemd is unreachable, only the files have the values. The plugin then repairs a file when it

@@ -29,7 +29,7 @@ use crate::state::update_phase::UpdatePhase;
 /// Interval of the check for throttled containers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Time for which a released container must stall at its raised `memory.high` before the next step.
+/// Time for which a container must stall at a raised `memory.high` before the next raise.
 const STEP_DELAY: Duration = Duration::from_secs(10);
 
 /// The plugin restores the policy's `memory.high` of a released container once the usage has stayed
@@ -53,7 +53,7 @@ pub struct ThrottleRelease {
     is_blind: bool,
 }
 
-/// A container that stalls at `memory.high`, or that the plugin has released.
+/// A container that stalls at `memory.high`, or that the plugin has released from throttling.
 #[derive(Debug, Default)]
 struct Watched {
     pinned_since: Option<Instant>,
@@ -236,7 +236,7 @@ impl ThrottleRelease {
         }))
     }
 
-    /// Returns the memory that the plugin may give to released containers.
+    /// Returns how much memory the plugin may give to containers that it releases from throttling.
     fn spare(&self) -> Bytes {
         let meminfo = fs::read_to_string(self.root.host().join("proc/meminfo")).unwrap_or_default();
         let spare = |meminfo: MemInfo| {

@@ -128,7 +128,7 @@ impl Watcher {
         forgotten
     }
 
-    /// Reports a container's kills, and raises its limit if a raise is due.
+    /// Reports a container's kills, and raises its limit if `oomRescue` requires this.
     pub(super) fn on_killed(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) {
         let Some(pod) = self.counted.pods.get_mut(path) else { return };
         let settings = self.containers.settings();

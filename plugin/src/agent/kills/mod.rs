@@ -141,7 +141,7 @@ fn times_reached(root: &CgroupRoot, cgroup: &CgroupPath) -> Option<u64> {
     root.cgroup(cgroup).and_then(|cgroup| cgroup.local_events()).map(|events| events.oom).ok()
 }
 
-/// Pods to check, each with the IDs of those of its containers that have ended.
+/// Pods to check, each with the IDs of its containers that have ended.
 type Due = BTreeMap<CgroupPath, BTreeSet<String>>;
 
 impl Watcher {

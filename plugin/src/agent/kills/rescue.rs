@@ -14,8 +14,8 @@ use crate::state::container::Container;
 use crate::state::rescues::is_rescue_wanted;
 
 impl Watcher {
-    /// Requests a higher limit of a container from the reconcile task if a raise is due. Later
-    /// containers of the same name also get the raised limit.
+    /// Asks the reconcile task to raise a container's limit if `oomRescue` requires this. Later
+    /// containers with the same name also get the raised limit.
     pub(super) fn raise_if_due(&mut self, path: &CgroupPath, container: &Arc<Container>) {
         if self.containers.settings().observes() {
             return self.plan(path, container, now());
@@ -65,7 +65,7 @@ impl Watcher {
         self.reports.report_planned(&container.into(), &what);
     }
 
-    /// Returns the raised limit for a container if a raise is due.
+    /// Returns the raised limit for a container if `oomRescue` requires a higher limit.
     pub(super) fn decide_raise(
         &mut self,
         path: &CgroupPath,

@@ -85,8 +85,8 @@ impl Reconciler {
         self.runtime.reconnect();
     }
 
-    /// Warns once that a reserved cgroup does not exist, so that the plugin cannot protect the
-    /// services in this cgroup.
+    /// Warns once that a reserved cgroup does not exist, so the plugin cannot protect the services
+    /// in this cgroup.
     pub(super) fn warn_missing_reserved(&mut self, cgroup: CgroupPath) {
         // If the user names no cgroup, the node guard's task warns about the default cgroup.
         let is_named = !self.containers.settings().config.reserved.is_empty();

@@ -1,4 +1,4 @@
-//! Compares a container with the kernel.
+//! Compares a container's desired values with its cgroup files.
 
 use plimsoll_core::policy::{KNOBS, Protection};
 use plimsoll_core::units::{Bytes, CpuMax, Knob, Limit};
@@ -51,7 +51,7 @@ pub struct LimitsInForce {
     pub swap_max: Option<Bytes>,
 }
 
-/// Compares a container with the kernel.
+/// Compares a container's desired values with its cgroup files.
 ///
 /// # Errors
 ///

@@ -130,8 +130,8 @@ impl Reconciler {
     }
 
     /// Checks whether an update has taken effect after the runtime reported it as applied. After a
-    /// failed or unconfirmed update, the plugin adopts the limits in force. The plugin does not
-    /// request the update again, because a late limit decrease may cause an OOM kill.
+    /// failed or unconfirmed update, the plugin treats the limits in force as desired. The plugin
+    /// does not request the update again, because a late limit decrease may cause an OOM kill.
     pub(super) fn limits_read_back(&mut self, container: &Container, in_force: LimitsInForce) {
         let page = self.containers.settings().node.page_size;
         let LimitsInForce { memory, cpu, weight, swap_max } = in_force;

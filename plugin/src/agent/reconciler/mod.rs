@@ -6,7 +6,7 @@
 //! start and update. The task watches cgroups with inotify, and checks a cgroup when another
 //! program writes to it or removes it. The task checks all cgroups periodically, and after each
 //! synchronization and each change of the configuration. A value counts as applied once the plugin
-//! has read it back.
+//! has read it from the file.
 
 mod census;
 mod compare;
@@ -113,7 +113,7 @@ pub struct Reconciler {
     /// has already reconnected to the runtime because of this cgroup.
     unknown_cgroups: HashMap<CgroupPath, bool>,
     share_is_due: bool,
-    /// Whether the last search for unknown cgroups could not read some directories.
+    /// Whether some directories were unreadable during the last search for unknown cgroups.
     is_search_incomplete: bool,
     /// Reserved cgroups that do not exist and whose absence the log has reported.
     missing_reserved: HashSet<CgroupPath>,
@@ -339,8 +339,8 @@ impl Reconciler {
         }
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
-            // The kubelet sets the sum of the limits that users ask for. This sum is too low if the
-            // plugin has raised the limit of one of the containers.
+            // The kubelet sets a pod's limit to the sum of the limits that users ask for. This sum
+            // is too low if the plugin has raised a container's limit.
             if touched.contains(&Knob::Max)
                 && let Some((container, pod)) = self.view_pod(self.in_pod(&cgroup))
             {

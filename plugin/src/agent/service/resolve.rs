@@ -42,9 +42,9 @@ impl Service {
         records.lookup(&container.uid, &container.name, container.moment, budget).await
     }
 
-    /// Translates a container that was created without this plugin, or before the plugin was
-    /// restarted. If the plugin has changed the container, the reported `unified` map contains the
-    /// plugin's values. In this case, the result contains the original values instead.
+    /// Translates data about a container that was created without this plugin, or before the plugin
+    /// was restarted. If the plugin has changed the container, the reported `unified` map contains
+    /// the plugin's values. In this case, the result contains the original values instead.
     pub(super) fn found(&self, pod: &PodSandbox, container: &api::Container) -> Container {
         let mut found = translate(pod, container, self.page_size());
         if let Some(before) = self.state.containers.before(&container.id) {

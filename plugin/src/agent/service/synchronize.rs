@@ -1,4 +1,4 @@
-//! The answer to Synchronize, which adopts the pods and containers that the runtime reports.
+//! The answer to Synchronize, which stores the pods and containers that the runtime reports.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,9 +11,9 @@ use crate::agent::reconciler::WorkItem;
 use crate::state::container::Container;
 
 impl Service {
-    /// Replaces all sandboxes and containers by those that the runtime reports. The reply contains
-    /// no updates, because the runtime would keep its lock until it has updated the last container.
-    /// The reconcile task updates the containers later.
+    /// Replaces all sandboxes and containers with those that the runtime reports. The reply
+    /// contains no updates, because the runtime would keep its lock until it has updated the last
+    /// container. The reconcile task updates the containers later.
     pub(super) async fn adopt(&self, pods: Vec<PodSandbox>, containers: Vec<api::Container>) {
         let alive = newest(containers.into_iter().filter(|container| !has_ended(container)));
         // Runtimes also report sandboxes that have ended but are not removed yet. A sandbox whose

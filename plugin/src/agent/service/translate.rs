@@ -83,7 +83,7 @@ pub(super) fn has_ended(container: &api::Container) -> bool {
     matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_STOPPED))
 }
 
-/// Translates a container that the runtime has reported. Reports invalid data and ignores it.
+/// Translates the runtime's data about a container. Reports invalid data and ignores it.
 pub(super) fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Container {
     let linux = container.linux.get_or_default();
     let resources = linux.resources.get_or_default();
