@@ -48,7 +48,7 @@ pub struct Successor {
 }
 
 impl Successor {
-    /// Replaces the program of this process by `command`. Returns only after a failure.
+    /// Replaces the program of this process with `command`. Returns only after a failure.
     ///
     /// In the new program, [`Launched::from_env`] reports that a runtime launched the plugin. The
     /// new program connects to the runtime's socket like an external plugin, but still ends when
@@ -56,7 +56,7 @@ impl Successor {
     ///
     /// The current program does not continue, so call this function last.
     pub fn exec(self, command: &mut Command) -> io::Error {
-        // -1 means that the runtime cannot be watched, as in `detach`.
+        // -1 tells the new program that it cannot watch the runtime, as in `detach`.
         let mut pidfd = -1;
         if let Some(runtime) = &self.runtime {
             if let Err(error) = fcntl_setfd(runtime, FdFlags::empty()) {
@@ -73,7 +73,7 @@ impl Successor {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaunchError {
-    /// The variable that names the socket is not the number of an open file descriptor.
+    /// The value of a variable is not the number of an open file descriptor.
     #[error("{variable} is {value:?}, expected the number of an open file descriptor")]
     Descriptor {
         /// The variable.
@@ -138,8 +138,7 @@ impl Launched {
         Ok(Successor { identity: self.identity.clone(), runtime })
     }
 
-    /// Continues the plugin in a second process, so that the plugin survives when the runtime drops
-    /// the plugin.
+    /// Continues the plugin in a second process, which survives when the runtime drops the plugin.
     ///
     /// Since NRI 0.7, a runtime that drops a plugin also kills the launched process. The runtime
     /// never launches the plugin again. One late reply is enough for the runtime to drop the
@@ -179,7 +178,7 @@ impl Launched {
         // If this process kept the connection open, the runtime would not notice the end of the
         // second process.
         drop(self.connection);
-        // `wait` fails only if the child was waited for already.
+        // `wait` fails only if the process has already waited for this child.
         Err(child.wait().unwrap_or_default())
     }
 }
@@ -205,7 +204,7 @@ unsafe fn adopt(variable: &'static str, value: OsString) -> Result<OwnedFd, Laun
         return Err(LaunchError::Descriptor { variable, value });
     };
     // SAFETY: the caller guarantees that no other code owns the descriptor. If the descriptor is
-    // not open, the checks below fail, and `forget` prevents closing it.
+    // not open, the checks below fail, and `forget` keeps this function from closing it.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     if fcntl_getfl(&fd).is_ok_and(|flags| !flags.contains(OFlags::PATH)) && fcntl_getfd(&fd).is_ok()
     {

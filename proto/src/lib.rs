@@ -1,8 +1,8 @@
 //! A library for plugins of the Node Resource Interface (NRI) of containerd and CRI-O.
 //!
-//! A runtime sends a plugin every event of a pod or container. When the runtime creates or updates
-//! a container, the plugin may change the container's resources, mounts and environment. This crate
-//! implements the protocol: a plugin implements [`Plugin`] and runs in a [`Stub`].
+//! A runtime informs its plugins about the events of pods and containers. When the runtime creates
+//! or updates a container, the plugin may change the container's resources, mounts and environment.
+//! This crate implements the protocol: a plugin implements [`Plugin`] and runs in a [`Stub`].
 //!
 //! ```no_run
 //! use nri::api::{Container, ContainerAdjustment, PodSandbox};
@@ -52,7 +52,7 @@
 //!
 //! # Versions
 //!
-//! The crate works with runtimes that have NRI 0.6.1 to 0.12. Such runtimes are containerd 1.7.16
+//! The crate works with runtimes that have NRI 0.6.1 to 0.12. These runtimes are containerd 1.7.16
 //! and newer, and CRI-O 1.31 and newer. The crate hides the differences between these runtimes:
 //!
 //! - The crate subscribes only to events that the runtime knows. The runtime would refuse the
@@ -74,8 +74,8 @@
 //! the same time. If a handler panics, the crate logs the panic and sends an empty reply. If a
 //! runtime never answers, the crate closes the connection and reconnects.
 //!
-//! See [`Stub::run`] for details. See [`Launched::detach`] for plugins that must survive when the
-//! runtime that launched them drops them.
+//! See [`Stub::run`] for details. See [`Launched::detach`] for launched plugins that must continue
+//! to run after the runtime drops them.
 //!
 //! # Features
 //!

@@ -1,7 +1,7 @@
 //! A multiplexer for two logical connections over one socket.
 //!
 //! NRI runs two ttrpc connections over one Unix socket, the *trunk*. The plugin is the server on
-//! one connection, and the runtime is the server on the other. The trunk carries frames:
+//! the first connection, and the runtime is the server on the second. The trunk carries frames:
 //!
 //! | bytes | content |
 //! |---|---|
@@ -12,14 +12,14 @@
 //! # Received frames
 //!
 //! A frame may have up to [`MAX_FRAME`] bytes. A frame may contain a part of a ttrpc message or
-//! several messages. A longer frame ends the trunk with [`Closed::Oversize`]. A frame for a
-//! connection that does not exist ends the trunk with [`Closed::UnknownConnection`].
+//! several messages. A longer frame closes the trunk with the reason [`Closed::Oversize`]. A frame
+//! for an unknown connection closes the trunk with the reason [`Closed::UnknownConnection`].
 //!
 //! # Sent frames
 //!
-//! The Go side reads a frame with a single read into its current buffer. The Go side fails if a
-//! frame is larger than this buffer. The Go side also stores at most 256 unread frames per
-//! connection.
+//! The other side, which is written in Go, reads a frame with a single read into its buffer. The Go
+//! side fails if a frame is larger than this buffer. The Go side also stores at most 256 unread
+//! frames per connection.
 //!
 //! The Go side's read buffer has 4096 bytes. Therefore this side sends a ttrpc message of at most
 //! 4096 bytes as one frame. For a longer message, this side sends one frame for the 10-byte header
@@ -122,7 +122,7 @@ struct State {
 
 impl State {
     fn close(&self, reason: Closed) {
-        // Keep the first reason: later reasons are consequences of the first reason.
+        // Keep the first reason, because the first failure causes all later ones.
         let _ = self.reason.set(reason);
         self.closed.cancel();
     }
@@ -223,7 +223,7 @@ async fn read_trunk(
             ConnId::Plugin => &to_plugin,
             ConnId::Runtime => &to_runtime,
         };
-        // Ignore the error of a dropped logical connection, because the other connection continues.
+        // An error means that a logical connection was dropped. The other connection continues.
         let _ = queue.send(payload).await;
     }
 }
@@ -309,8 +309,8 @@ impl Assembler {
         Self { id, header: [0; TTRPC_HEADER], header_len: 0, frames: Vec::new(), missing: 0 }
     }
 
-    /// Takes bytes up to the end of the message. Returns the number of taken bytes. If the message
-    /// is complete, also returns its frames.
+    /// Takes bytes from the stream up to the end of the message. Returns the number of these bytes.
+    /// If the message is complete, also returns its frames.
     fn push(&mut self, bytes: &[u8]) -> io::Result<(usize, Option<Vec<u8>>)> {
         let mut taken = 0;
         if self.header_len < TTRPC_HEADER {

@@ -16,11 +16,11 @@ use crate::version::NriVersion;
 /// If a plugin refuses an event, the announced operation fails: the creation, start or update of a
 /// container, or the start of a pod. The client of the runtime gets the text of the refusal. With
 /// containerd, the text begins with `NRI container update failed: …`. The runtime does not send the
-/// refused event to the plugins that follow in the order of the indexes.
+/// refused event to the plugins with higher indexes.
 ///
-/// Some events report an operation that is already done, or the end of a container or pod. Runtimes
-/// only log the refusal of such an event. A plugin should not refuse an event because of a problem
-/// in the plugin itself.
+/// Some events report an operation that is already done, or the end of a container or pod. A
+/// runtime only logs the refusal of these events. A plugin should not refuse an event because of a
+/// problem in the plugin itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(String);
 
@@ -60,7 +60,7 @@ pub struct Configuration {
     pub request_timeout: Duration,
 }
 
-/// The reply to the creation of a container.
+/// The reply to [`Plugin::create_container`].
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Creation {
     /// Changes to the container itself.
@@ -84,11 +84,11 @@ pub struct Creation {
 /// Therefore the crate cancels a method after nine tenths of this time, or when the connection is
 /// lost. A method can be cancelled only at an await. The runtime then gets an empty reply. A method
 /// should reply from memory and start a task for longer work. A method cannot call
-/// [`Runtime::update_containers`], because the runtime would wait for itself.
+/// [`Runtime::update_containers`], because the runtime would deadlock.
 ///
 /// # Order
 ///
-/// A runtime sends one event after the other. After a cancelled event, the next event may begin
+/// A runtime sends its events one at a time. After a cancelled event, the next event may begin
 /// while the cancelled method still runs up to its next await.
 ///
 /// [`Runtime::update_containers`]: crate::Runtime::update_containers
@@ -116,9 +116,9 @@ pub trait Plugin: Send + Sync + 'static {
     /// Gets all existing pods and containers. Called after every connection or reconnection, before
     /// any event.
     ///
-    /// The reply updates containers. The crate lets the runtime ignore failed updates. Otherwise a
-    /// failed update would make the runtime drop the plugin, or would prevent the start of the
-    /// runtime.
+    /// The reply updates containers. The crate tells the runtime to ignore failed updates.
+    /// Otherwise a failed update would make the runtime drop the plugin, or would prevent the start
+    /// of the runtime.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! The runtime's side of the protocol, which drives a plugin in tests and benchmarks.
 //!
-//! A plugin cannot distinguish this module from containerd and CRI-O in these respects:
+//! This module behaves like containerd and CRI-O in these respects:
 //!
 //! - The module sends only events that the plugin has subscribed to.
 //! - The module drops the plugin when a deadline passes.
@@ -66,7 +66,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Returns the options of containerd 2.1.9 with NRI 0.8.0 and its default timeouts.
+    /// Returns options that simulate containerd 2.1.9 with NRI 0.8.0 and default timeouts.
     fn default() -> Self {
         Self {
             name: "containerd".into(),
@@ -92,7 +92,7 @@ pub enum RequestError {
     /// The connection is closed.
     #[error("connection to the plugin: {0}")]
     Closed(String),
-    /// The plugin violated the protocol, so that a runtime would drop the plugin.
+    /// The plugin violated the protocol, so a real runtime would drop the plugin.
     #[error("{0}")]
     Misbehaved(String),
 }
@@ -160,7 +160,7 @@ pub struct Connection {
     options: Options,
     client: PluginClient,
     mux: Mux,
-    /// The server, which runs until it is dropped. The mutex is never locked. The mutex only makes
+    /// The server, which runs until it is dropped. No code locks the mutex, which only makes
     /// `Connection` `Sync`.
     _server: std::sync::Mutex<Server>,
 }
@@ -441,7 +441,7 @@ impl Connection {
     ///
     /// # Panics
     ///
-    /// Panics since NRI 0.12 for an event that has its own method on [`Connection`].
+    /// With NRI 0.12 or newer, panics for an event that has its own method on [`Connection`].
     pub async fn event(
         &self,
         event: Event,
@@ -536,7 +536,7 @@ impl Connection {
         let deadline = self.options.request_timeout;
         let context = ttrpc::context::with_duration(deadline);
         let reply = tokio::select! {
-            // Prefer a received reply, even if the connection was closed afterwards.
+            // If a reply has arrived, return it even if the connection was closed afterwards.
             biased;
             reply = timeout(deadline, request(self.client.clone(), context)) => reply,
             reason = self.mux.closed() => return Err(RequestError::Closed(reason.to_string())),
@@ -553,8 +553,8 @@ impl Connection {
                 Err(RequestError::Deadline(deadline))
             }
             Ok(Err(error)) => {
-                // The ttrpc client has the same deadline and may be the first to report that it has
-                // passed.
+                // The ttrpc client has the same deadline, and may report the timeout before this
+                // code does.
                 self.close();
                 match error {
                     ttrpc::Error::Others(text) if text.contains("deadline") => {

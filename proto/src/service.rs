@@ -27,7 +27,7 @@ tokio::task_local! {
     static IN_EVENT: ();
 }
 
-/// Returns whether the caller runs in a plugin's event handler, where the runtime holds its lock.
+/// Returns whether the caller runs in a plugin's event handler. The runtime is locked meanwhile.
 pub(crate) fn in_event() -> bool {
     IN_EVENT.try_with(|()| ()).is_ok()
 }
@@ -67,8 +67,8 @@ impl<P: Plugin> Service<P> {
     }
 
     fn collect(&self, pods: Vec<PodSandbox>, containers: Vec<Container>) {
-        // While this lock is held, no code runs that can panic. The data of a poisoned lock is
-        // therefore valid.
+        // The data is valid even if the lock is poisoned, because code that owns the lock cannot
+        // panic.
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         parts.0.extend(pods);
         parts.1.extend(containers);
@@ -489,8 +489,8 @@ impl<P: Plugin> wire::Plugin for Service<P> {
     }
 }
 
-/// A value that reports the outcome of a synchronisation when the value is dropped, even if the
-/// synchronisation was cancelled.
+/// Reports the outcome of a synchronisation when this value is dropped, even if the synchronisation
+/// was cancelled.
 struct Unfinished<'a> {
     progress: &'a watch::Sender<Progress>,
     outcome: Option<Progress>,

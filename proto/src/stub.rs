@@ -45,8 +45,8 @@ const SYNCHRONIZE_TIMEOUT: Duration = Duration::from_secs(30);
 /// connection. The runtime is blocked until the plugin replies.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Time that a connection must last before the reconnect delay returns to its minimum. Without this
-/// time, a plugin that the runtime drops for slow replies would block the node again at once.
+/// Time that a connection must last before the reconnect delay returns to its minimum. Otherwise a
+/// plugin that the runtime drops for slow replies would block the runtime again at once.
 const LASTING: Duration = Duration::from_secs(60);
 
 /// The reason why a plugin cannot run.
@@ -76,8 +76,8 @@ pub enum UpdateError {
     /// The plugin has no connection to a runtime.
     #[error("not connected to a runtime")]
     NotConnected,
-    /// The plugin called [`Runtime::update_containers`] in an event handler. The runtime holds its
-    /// lock during the event and would wait for itself.
+    /// The plugin called [`Runtime::update_containers`] in an event handler. The runtime is locked
+    /// during the event, so this call would deadlock.
     #[error("containers cannot be updated from within an event, leave it to a task")]
     InEvent,
     /// The runtime reported a failure. The runtime may have applied some of the updates.
@@ -110,7 +110,7 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// Fails if the index or the name has another form.
+    /// Fails if the index or the name is invalid.
     pub fn new(index: impl Into<String>, name: impl Into<String>) -> Result<Self, InvalidIdentity> {
         let (index, name) = (index.into(), name.into());
         if index.len() != 2 || !index.bytes().all(|b| b.is_ascii_digit()) {
@@ -148,7 +148,7 @@ impl fmt::Display for Identity {
     }
 }
 
-/// A handle for requests of the plugin to the runtime.
+/// A handle with which the plugin sends requests to the runtime.
 ///
 /// The handle stays valid across reconnections.
 #[derive(Clone, Debug, Default)]
@@ -181,7 +181,7 @@ impl Runtime {
     /// # Errors
     ///
     /// Fails if the plugin has no connection, if an event handler calls the function, or if the
-    /// runtime fails. After a failure of the runtime, the applied updates are unknown.
+    /// runtime fails. If the runtime fails, it may have applied some of the updates.
     pub async fn update_containers(
         &self,
         update: Vec<ContainerUpdate>,
@@ -200,7 +200,7 @@ impl Runtime {
     }
 
     /// Closes the connection and makes a new connection, over which the runtime synchronises all
-    /// pods and containers. A plugin that has missed an event needs this function. Without a
+    /// pods and containers. Call this function if the plugin has missed an event. Without a
     /// connection the function does nothing, because the stub is connecting already.
     pub fn reconnect(&self) {
         self.renewal.notify_waiters();
@@ -216,9 +216,9 @@ impl Runtime {
 }
 
 impl Launched {
-    /// Registers a plugin that cannot run, and closes the connection. Call this function before the
-    /// plugin exits. If a launched plugin ends without a registration, a runtime with NRI before
-    /// 0.7 does not start.
+    /// Registers a plugin that cannot run, and then closes the connection. Call this function
+    /// before the plugin exits. If a launched plugin ends without a registration, a runtime with
+    /// NRI before 0.7 does not start.
     pub async fn decline(self) {
         let identity = self.identity.clone();
         if let Some(Ok(connection)) = self.connection.map(connection) {
@@ -269,7 +269,7 @@ pub struct Stub<P> {
     drop_in: Arc<OnceLock<String>>,
 }
 
-/// The way a connection ended.
+/// How a connection has ended.
 #[derive(Debug)]
 enum End {
     Refused(Refusal),
@@ -500,8 +500,8 @@ impl<P: Plugin> Stub<P> {
         if let Err(error) = client.register_plugin(context, &register).await {
             return closed(format!("cannot register as {}: {error}", self.identity));
         }
-        // An error means that the senders are dropped. The service owns the senders, and the server
-        // keeps the service until the connection ends.
+        // An error means that the service has dropped the senders. The server drops the service
+        // only when the connection ends.
         let gone = |_| closed("the service ended".to_owned());
         let configured = progress.wait_for(|p| *p != Progress::Connected);
         let configured = match timeout(REGISTRATION_TIMEOUT, configured).await {
@@ -521,7 +521,7 @@ impl<P: Plugin> Stub<P> {
                 return End::Refused(refusal);
             }
             Progress::Configured(version) => version,
-            // Synchronize has ended before this task read the progress.
+            // Synchronize had already ended when this task read the progress.
             _ => None,
         };
         self.runtime.set(Some(client.clone()));
@@ -587,7 +587,7 @@ impl<P: Plugin> Stub<P> {
     }
 }
 
-/// Returns growing, randomly varied delays without end.
+/// Returns an endless sequence of growing, randomly varied delays.
 fn delays(longest: Duration) -> impl Iterator<Item = Duration> {
     let delays = ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(100))

@@ -36,13 +36,13 @@ impl NriVersion {
         })
     }
 
-    /// Infers the NRI version of a runtime that does not report its NRI version, as before NRI
-    /// 0.12. Returns `None` for an unknown runtime and for an invalid version. Also returns `None`
-    /// for a version below the first entry of the table.
+    /// Infers the NRI version of a runtime with NRI before 0.12, which does not report it. Returns
+    /// `None` for an unknown runtime and for an invalid version. Also returns `None` for a version
+    /// below the first entry of the table.
     ///
-    /// A runtime newer than the table gets the NRI version of the newest entry. This version may
-    /// lack only features that NRI has added since. Source: the go.mod files of containerd and
-    /// CRI-O, as collected in containerd/nri `pkg/api/version.go`.
+    /// If the runtime is newer than all entries, returns the NRI version of the newest entry. The
+    /// result may lack only those features that NRI has added since then. Source: the go.mod files
+    /// of containerd and CRI-O, as collected in containerd/nri `pkg/api/version.go`.
     pub fn infer(runtime: &str, version: &str) -> Option<Self> {
         let table: &[(NriVersion, NriVersion)] = match runtime {
             "containerd" => &CONTAINERD,

@@ -1,5 +1,5 @@
-//! Applies configurations, the brake and the marker file of `plimsoll restore`. All functions read
-//! files, so they may block.
+//! Applies configurations, the brake and the marker file of `plimsoll restore`. All functions of
+//! this module read files, so they may block.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,9 +29,9 @@ pub struct Configurator {
     work: mpsc::UnboundedSender<WorkItem>,
     host: PathBuf,
     on_config: OnConfig,
-    /// The brake's record, if the plugin could not write the record's file yet. The lock also
-    /// serializes changes of the settings. Code that holds this lock may read and write files, so
-    /// the event loop never takes it.
+    /// Record of an applied brake that the plugin could not write to its file yet. Also, only the
+    /// thread that has this lock may change the settings. This thread may read and write files, so
+    /// the event loop never takes the lock.
     unstored: Mutex<Option<brake::Record>>,
     /// Whether a [`NodeRefresh`] exists.
     is_refreshing: AtomicBool,
@@ -59,7 +59,7 @@ impl Configurator {
     }
 
     fn enqueue(&self, work: WorkItem) {
-        // The receiver lives as long as the program.
+        // This send cannot fail, because the receiver exists until the program ends.
         let _ = self.work.send(work);
     }
 
@@ -150,8 +150,8 @@ impl Configurator {
                     *unstored = None;
                 }
             }
-            // From now on, the brake is applied as long as the file exists, so that an operator can
-            // reset the brake.
+            // The record is in its file now, so an operator can reset the brake by removing this
+            // file.
             _ => *unstored = None,
         }
         (settings, memory)
@@ -159,7 +159,7 @@ impl Configurator {
 
     fn set(&self, settings: Settings) {
         if self.state.containers.settings().brake.is_some() && settings.brake.is_none() {
-            // Reset the counts. Otherwise the plugin could never apply the brake again.
+            // Clear the kill counts, because otherwise the plugin could not apply the brake again.
             self.reports.brake.clear();
             info!("the brake was reset");
         }
@@ -217,7 +217,7 @@ impl Configurator {
     /// runs. The kubelet determines node allocatable later and may change it.
     ///
     /// Returns `None` if the configuration sets node allocatable, or another refresh is under way.
-    /// In both cases, the caller needs no thread.
+    /// In both cases, the caller need not start a thread for the refresh.
     pub fn begin_refresh(self: &Arc<Self>) -> Option<NodeRefresh> {
         let settings = self.state.containers.settings();
         let is_needed = settings.config.node_allocatable == NodeAllocatable::Auto
@@ -238,7 +238,7 @@ impl Configurator {
 }
 
 /// A refresh of node allocatable that is under way. No other refresh begins until this value is
-/// dropped, even if its thread cannot start.
+/// dropped, even if the refresh's thread cannot start.
 #[derive(Debug)]
 pub struct NodeRefresh {
     configurator: Arc<Configurator>,

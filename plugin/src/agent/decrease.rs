@@ -1,8 +1,8 @@
-//! Preparation of limit decreases, so that a lower `memory.max` OOM-kills no process.
+//! Prepares cgroups for lower limits, so that no write of `memory.max` causes an OOM kill.
 //!
 //! The plugin first reclaims memory with `memory.reclaim`. Then the plugin sets `memory.high` to
-//! the current usage, at most to the limit minus a margin. The kernel then throttles growth between
-//! the plugin's last check and the runtime's write. Finally the plugin checks the usage.
+//! the current usage, but at most to the new limit minus a margin. Until the runtime writes the
+//! limit, the kernel then throttles new allocations. Finally the plugin checks the usage.
 //!
 //! None of these steps OOM-kills a process, whatever the result. In contrast, a write of
 //! `memory.max` below the usage OOM-kills (kernel: Documentation/admin-guide/cgroup-v2.rst,
@@ -29,10 +29,10 @@ use crate::{in_own_thread, lock};
 /// written back dirty pages.
 const RECLAIM_STEP: Bytes = Bytes::new(16 << 20);
 
-/// Time for which the plugin still waits for the result of an attempt after its deadline.
+/// Time for which the plugin waits for an attempt's result after the attempt's deadline.
 const LAST_CHECK_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Result of the preparation of a cgroup for a lower limit.
+/// Result of preparing a cgroup for a lower limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Preparation {
     /// The runtime may set the limit. `memory.high` is at most the limit minus a margin.
@@ -77,10 +77,11 @@ impl LimitDecreases {
         Self { root, containers, under_way: Arc::default() }
     }
 
-    /// Prepares a container for its new limit, within about `budget`. `by` is the party that wants
-    /// the limit. If this is the user, the runtime must have announced the update. Until the update
-    /// or the plugin's request ends, the plugin does not repair `memory.high`. The caller must
-    /// ensure that the reconcile task checks the container's values again.
+    /// Prepares a container for its new limit, within about `budget`. `by` says whether the user or
+    /// the plugin wants the limit. For the user, call this function only after the runtime has
+    /// announced the update. The plugin does not repair `memory.high` until the update or the
+    /// plugin's own request ends. The caller must ensure that the reconcile task checks the
+    /// container's values again.
     ///
     /// # Errors
     ///
@@ -101,7 +102,7 @@ impl LimitDecreases {
             _ => return Ok(DecreaseResult::NoDecrease),
         };
         let Ok(held) = Values::read(&cgroup) else { return Ok(DecreaseResult::NoDecrease) };
-        // The client retries, perhaps before the kernel has finished the last attempt.
+        // The client may retry before the kernel has finished the reclaim of the last attempt.
         let Some(attempt) = Attempt::begin(&self.under_way, &container.id) else {
             return Ok(DecreaseResult::Busy { in_force });
         };
@@ -118,8 +119,7 @@ impl LimitDecreases {
             self.containers.on_phase(&container.id, UpdatePhase::cancel_decrease);
         }
         let preparation = match preparation {
-            // After a failed attempt, decide by the usage, because the limit could still cause an
-            // OOM kill.
+            // If the attempt failed, check the usage, because the limit could cause an OOM kill.
             Err(error) => {
                 let usage = self.root.cgroup(path).and_then(|cgroup| cgroup.usage_in_parts());
                 match usage {
@@ -140,7 +140,7 @@ impl LimitDecreases {
     }
 
     /// Checks a container's limit decrease without a change to any file. Returns `Some` if the
-    /// decrease would cause an OOM kill, however much memory the kernel reclaims before.
+    /// decrease would cause an OOM kill even after the kernel has reclaimed all that it can.
     pub fn check(&self, container: &Container) -> Option<LowerLimit> {
         let Limit::Bytes(limit) = container.limit else { return None };
         let cgroup = self.root.cgroup(container.cgroup.as_ref()?).ok()?;
@@ -182,10 +182,10 @@ impl LimitDecreases {
     /// `budget`. `id` is the ID of the pod's sandbox.
     ///
     /// If the containers may use no more than `limit` together, the usage may reach `limit`. The
-    /// kubelet gives the containers their lower limits before the pod, and each container has its
-    /// own margin. With an additional margin for the pod, the plugin would refuse harmless
-    /// decreases. If the pod has its own limits (`PodLevelResources`), the containers may use more
-    /// than `limit`. In this case, the usage must leave a margin for growth.
+    /// kubelet lowers the containers' limits before the pod's limit, and each container has its own
+    /// margin. With an additional margin for the pod, the plugin would refuse harmless decreases.
+    /// If the pod has its own limits (`PodLevelResources`), the containers may use more than
+    /// `limit`. In this case, the usage must leave a margin for growth.
     ///
     /// # Errors
     ///
@@ -207,13 +207,13 @@ impl LimitDecreases {
             return Ok(DecreaseResult::Busy { in_force });
         };
         let (sender, receiver) = oneshot::channel();
-        // Use a separate thread, as `prepare_cgroup` below does.
+        // Use a separate thread, for the reason that `prepare_cgroup` below gives.
         in_own_thread("pod-decrease", move || {
-            // The receiver may have stopped waiting. Send the attempt with the result, so that this
-            // attempt has ended when the next attempt can begin.
+            // Ignore a failed send, because the receiver may have stopped waiting. Send the attempt
+            // too: the receiver then drops it, so that the next attempt can begin.
             let _ = sender.send((reclaim(&cgroup, most, Instant::now() + budget), attempt));
         });
-        // Ignore the result of the reclaim, and decide by the usage.
+        // Ignore the reclaim's result, because only the usage afterwards matters.
         let _ = tokio::time::timeout(budget + LAST_CHECK_TIMEOUT, receiver).await;
         let usage = self.root.cgroup(pod)?.usage_in_parts()?;
         Ok(match limit_decrease::fits(most, &usage) {
@@ -261,15 +261,15 @@ async fn prepare_cgroup(
     let cgroup = Arc::new(cgroup);
     let (sender, mut receiver) = oneshot::channel();
     let working = cgroup.clone();
-    // Use a separate thread, because tokio has few threads for blocking work and the kernel may
-    // take long.
+    // Use a separate thread, because tokio has few threads for blocking work and a reclaim may take
+    // a long time.
     in_own_thread("decrease", move || {
         let preparation = try_prepare(&working, limit, high, deadline);
         if !matches!(preparation, Ok(Preparation::Done)) {
             restore_high(&working, high);
         }
-        // Send the attempt with the result, so that this attempt has ended when the next attempt
-        // can begin.
+        // Send the attempt with the result. The receiver then drops the attempt, so that the next
+        // attempt can begin.
         if let Err((Ok(Preparation::Done), _attempt)) = sender.send((preparation, attempt)) {
             // The receiver has stopped waiting, so the runtime will not set the limit.
             restore_high(&working, high);
@@ -295,14 +295,14 @@ fn try_prepare(
     if let Some(usage) = reclaim(cgroup, most, deadline)? {
         return Ok(Preparation::WouldKill(usage));
     }
-    // Use the lowest memory.high that throttles only growth, because the runtime may take long to
-    // set the limit.
+    // Use the lowest memory.high that throttles only new allocations, because the runtime may set
+    // the limit much later.
     let line = Limit::Bytes(cgroup.usage()?.max(limit_decrease::margin(limit)).min(most));
     if high > line {
         cgroup.write(Knob::High, line)?;
     }
     let usage = cgroup.usage_in_parts()?;
-    // Each CPU may have charged a little beyond memory.high.
+    // The usage may be a little above memory.high, because each CPU charges memory in batches.
     let slack = Bytes::new(limit_decrease::margin(limit).get() / 2);
     if usage.current <= most.saturating_add(slack) {
         Ok(Preparation::Done)

@@ -2,9 +2,9 @@
 //!
 //! The plugin makes about one pass per second. In each pass, the plugin reclaims memory of each
 //! container for up to three tenths of a second. The plugin skips a container if no reclaim can
-//! lower its usage to the limit, or if the container already stalls on memory. Once the usage fits,
-//! the plugin requests the limit from the runtime. The limit counts as applied once the plugin has
-//! read it back.
+//! lower its usage to the limit, or if the container already stalls on memory. Once the usage is
+//! low enough, the plugin asks the runtime to set the limit. The limit counts as applied once
+//! `memory.max` has the new value.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,8 +46,8 @@ pub struct Deferrals {
 }
 
 impl Deferrals {
-    /// Creates the task. Through `work`, this task passes its requests for the runtime to the
-    /// reconcile task.
+    /// Creates the task. The task sends its requests for the runtime over `work` to the reconcile
+    /// task.
     pub fn new(
         root: Arc<CgroupRoot>,
         containers: Arc<Containers>,
@@ -93,8 +93,8 @@ impl Deferrals {
         }
     }
 
-    /// Tries once to apply a deferred limit. Returns whether the plugin is done with the limit, so
-    /// that no further try follows.
+    /// Tries once to apply a deferred limit. Returns true if the plugin has applied the limit or
+    /// given it up, so that no further try follows.
     async fn try_once(
         &self,
         container: &Container,
@@ -118,8 +118,7 @@ impl Deferrals {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
-        // After the timeout or outside enforce mode, the plugin gives up the limit and reports
-        // this.
+        // After the timeout, or when enforce mode ends, give up the limit and report this.
         if now.duration_since(since) >= timeout || !self.containers.settings().enforces() {
             self.reports.report(
                 &container.into(),
@@ -127,7 +126,7 @@ impl Deferrals {
             );
             return Ok(true);
         }
-        // Without memory.pressure the plugin tries as well, because each pass reclaims little.
+        // Also try if the kernel has no memory.pressure, because each pass reclaims little memory.
         let is_of_use = match limit_decrease::check_decrease(limit, &usage) {
             DecreaseCheck::Kills => false,
             DecreaseCheck::Reclaim => {
@@ -138,7 +137,7 @@ impl Deferrals {
         if is_of_use {
             let lowered = Container { limit: Limit::Bytes(limit), ..container.clone() };
             match self.decreases.prepare(&lowered, Party::Plugin, ATTEMPT_TIMEOUT).await? {
-                // The receiver lives as long as the program.
+                // This send cannot fail, because the receiver exists until the program ends.
                 DecreaseResult::Prepared => {
                     _ = self.work.send(WorkItem::prepared_limit(container, limit))
                 }
@@ -159,8 +158,8 @@ mod tests {
     use super::*;
     use crate::state::testing::{POD, TestNode};
 
-    /// Tries a deferred limit of 100 MiB for a container with 200 MiB. Returns whether the plugin
-    /// is done with the limit, and the work for the reconcile task.
+    /// Tries a deferred limit of 100 MiB for a container with 200 MiB. Returns the result of
+    /// `try_once`, and the work for the reconcile task.
     async fn try_limit(node: &TestNode, since: Instant) -> (bool, Option<WorkItem>) {
         let (work, mut todo) = mpsc::unbounded_channel();
         let (root, containers) = (node.root.clone(), node.containers.clone());

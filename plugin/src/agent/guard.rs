@@ -5,21 +5,21 @@
 //! kernel first reclaims memory on the whole node and then OOM-kills. The victim may be the runtime
 //! or sshd, and all programs stall until the OOM kill. With the node guard's limit, the kernel
 //! reclaims memory only from pods and OOM-kills only in pods. The kernel chooses a victim by usage
-//! and `oom_score_adj`, so it prefers containers that use more than their requests. The second part
-//! of the node guard is `memory.min` of the system's cgroups ([`crate::config::Config::reserved`]),
-//! which protects their page cache.
+//! and `oom_score_adj`, so it prefers containers that use more than their requests. The node guard
+//! also sets `memory.min` of the system's cgroups ([`crate::config::Config::reserved`]), which
+//! protects their page cache.
 //!
 //! The node guard does not use `memory.high`. On Linux 7.2, throttled pods exceeded `memory.high`,
 //! and the kernel OOM-killed processes on the whole node.
 //!
-//! The kubelet sets the same file to the memory that it leaves for pods (`enforceNodeAllocatable`,
-//! in the kubelet's `pkg/kubelet/cm/node_container_manager_linux.go`). The lower of both limits
-//! applies. Another file ([`GuardRecord`]) stores the value that `memory.max` had without the node
-//! guard. The plugin restores this value later.
+//! The kubelet also sets `memory.max` of kubepods to the memory that it leaves for pods
+//! (`enforceNodeAllocatable`, in Kubernetes' `pkg/kubelet/cm/node_container_manager_linux.go`). The
+//! lower of the two limits applies. A file of the plugin ([`GuardRecord`]) stores the value that
+//! `memory.max` had without the node guard. The plugin restores this value later.
 //!
 //! The node guard's limit does not OOM-kill a process at the moment when the plugin sets it. If
 //! pods use more memory, the plugin first reclaims memory, and sets the limit only once the usage
-//! fits.
+//! is low enough.
 
 use std::io;
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ pub use crate::state::settings::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
 
 /// Interval of the periodic check of kubepods. This check finds changes whose inotify event was
-/// lost, and a new cgroup in place of kubepods.
+/// lost, and kubepods if it was created again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Interval of the attempts to set the limit while the usage is too high.
@@ -63,14 +63,14 @@ const RECLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 /// written back dirty pages.
 const RECLAIM_STEP: Bytes = Bytes::new(64 << 20);
 
-/// Returns whether `cgroup` is the kubepods in the node guard's record, and its `memory.max` is a
-/// limit of the node guard.
+/// Returns whether the node guard's record is about `cgroup`, and the node guard has set the
+/// current `memory.max` of `cgroup`.
 fn is_held_by(record: &GuardRecord, cgroup: &Cgroup) -> Result<bool, CgroupError> {
     Ok(cgroup.inode()? == record.inode && record.is_ours(cgroup.read(Knob::Max)?))
 }
 
-/// Returns whether `memory.max` of kubepods is a limit of the node guard. Returns false while the
-/// limit waits for less usage.
+/// Returns whether the node guard has set the current `memory.max` of kubepods. Returns false while
+/// the usage is too high for the node guard's limit.
 pub fn is_in_force(root: &CgroupRoot, levels: &Levels) -> bool {
     let Ok(Some((path, cgroup))) = levels.open_kubepods() else { return false };
     guard_record::load(root.host()).is_some_and(|record| {
@@ -112,10 +112,10 @@ struct Kubepods {
 #[derive(Debug, Default)]
 struct State {
     record: Option<GuardRecord>,
-    /// Whether the node guard's record contains a limit that the plugin has not read back.
+    /// Whether the node guard's record contains a limit that may not be in `memory.max`.
     is_unsure: bool,
     contention: Contention<CgroupPath, Bytes>,
-    /// Limit that waits for less usage, if the plugin has reported this, and the time of the next
+    /// Limit that the plugin has reported as too low for the usage, and the time of the next
     /// attempt.
     waits: Option<(Bytes, Instant)>,
     is_failing: bool,
@@ -158,7 +158,7 @@ impl Guard {
             if self.desired_limit().is_none() && state.record.is_none() {
                 watched = None;
                 let changed = settings.changed();
-                // The marker file of `plimsoll restore` exists, but the settings do not contain it
+                // The marker file of `plimsoll restore` exists, but the settings do not reflect it
                 // yet. The user may remove the marker file before the settings change.
                 if self.containers.settings().guard_limit().is_some() {
                     let _ = timeout(CHECK_INTERVAL, changed).await;
@@ -169,7 +169,7 @@ impl Guard {
             }
             self.warn_if_system_is_missing(&mut state);
             // Watch the cgroup before the check, so that the plugin misses no write in between. Add
-            // the watch on each pass, because kubepods may be another cgroup now.
+            // the watch on each pass, because kubepods may have been created again.
             watched = self.watch(watched);
             let again = match self.step(&mut state, written).await {
                 Ok(again) => {
@@ -194,8 +194,8 @@ impl Guard {
         }
     }
 
-    /// Returns the desired limit of the node guard. Returns `None` after `plimsoll restore`, which
-    /// restores the file itself.
+    /// Returns the desired limit of the node guard. Returns `None` after `plimsoll restore`,
+    /// because that command restores `memory.max` itself.
     fn desired_limit(&self) -> Option<Bytes> {
         self.containers
             .settings()
@@ -232,7 +232,7 @@ impl Guard {
         watch.inspect_err(|error| debug!(%error, "cannot watch kubepods")).ok()
     }
 
-    /// Takes the next step of the task. `written` is true if inotify has reported a write to
+    /// Does the next step of the task. `written` is true if inotify has reported a write to
     /// `memory.max`. Returns the delay before the next call.
     async fn step(&self, state: &mut State, written: bool) -> Result<Duration, CgroupError> {
         let Some((path, cgroup)) = self.levels.open_kubepods()? else { return Ok(CHECK_INTERVAL) };
@@ -361,8 +361,8 @@ impl Guard {
         }
     }
 
-    /// Restores `memory.max` of the former kubepods if this cgroup still exists. The caller has
-    /// found that the node now has another kubepods.
+    /// Restores `memory.max` of the previous kubepods if this cgroup still exists. The caller has
+    /// found that kubepods is another cgroup now.
     fn restore_former(&self, record: &GuardRecord) -> Result<(), CgroupError> {
         let restore = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
@@ -378,8 +378,8 @@ impl Guard {
         }
     }
 
-    /// Reclaims memory until the usage is below `limit`. Then sets `limit` if the value of the file
-    /// is still `observed`.
+    /// Reclaims memory until the usage is below `limit`. Then sets `limit` if `memory.max` still
+    /// has the value `observed`.
     async fn set(
         &self,
         cgroup: Cgroup,
@@ -389,8 +389,8 @@ impl Guard {
     ) -> Result<SetResult, CgroupError> {
         let (sender, receiver) = oneshot::channel();
         let (guard, path) = (self.clone(), record.cgroup.clone());
-        // Use a separate thread, because tokio has few threads for blocking work and the kernel may
-        // take long.
+        // Use a separate thread, because tokio has few threads for blocking work and a reclaim may
+        // take a long time.
         let thread = std::thread::Builder::new().spawn(move || {
             let set = || {
                 if observed > Limit::Bytes(limit)

@@ -1,4 +1,4 @@
-//! Handles of the background tasks, for the event handlers.
+//! Handles with which the event handlers reach the background tasks.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use crate::agent::reconciler::WorkItem;
 use crate::report::Reports;
 use crate::state::shared::SharedState;
 
-/// Handles of the background tasks, for the event handlers.
+/// Handles with which the event handlers reach the background tasks.
 #[derive(Clone, Debug)]
 pub struct Agent {
     /// State that the event handlers share with the other tasks.
     pub state: SharedState,
     /// Preparation of limit decreases.
     pub decreases: Arc<LimitDecreases>,
-    /// Sender of changes to the task that watches for OOM kills.
+    /// Sender that reports changes of containers to the task that watches for OOM kills.
     pub kills: Arc<KillNotifier>,
     /// Reports to users.
     pub reports: Arc<Reports>,

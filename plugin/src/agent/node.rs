@@ -88,7 +88,7 @@ impl Node {
         &self.agent.state.containers
     }
 
-    /// Returns the store of all reports.
+    /// Returns the plugin's reports to users.
     pub fn reports(&self) -> &Arc<Reports> {
         &self.agent.reports
     }
@@ -132,8 +132,8 @@ impl Tasks {
         Guard::new(self.0.host.clone(), root, containers, levels, reports)
     }
 
-    /// Returns the reconcile task, and the reader of the kubelet's checkpoint entries that the
-    /// reconcile task needs.
+    /// Returns the reconcile task, and the reader that supplies it with entries of the kubelet's
+    /// checkpoint.
     pub fn reconciler(self, runtime: nri::Runtime) -> (Reconciler, RecordReader) {
         let Node { agent, todo, reader, pings, .. } = self.0;
         (Reconciler::new(agent.state, agent.reports, runtime, todo, pings.1), reader)
@@ -144,7 +144,7 @@ impl Tasks {
     ///
     /// # Errors
     ///
-    /// Fails if the kernel starts no more threads.
+    /// Fails if the kernel cannot start another thread.
     pub fn start(self, runtime: nri::Runtime, supervisor: &Supervisor) -> io::Result<()> {
         let Node { host, agent, watcher, reader, todo, pings } = self.0;
         let Agent { state, decreases, reports, work, .. } = agent;

@@ -17,8 +17,8 @@ pub(crate) type Ping = oneshot::Sender<()>;
 /// Sends the plugin's status and the watchdog pings to systemd. Reports the plugin as ready after
 /// the synchronization with the runtime. Never returns. Sends nothing if systemd does not listen.
 ///
-/// A ping shows that two loops run: this loop, which answers the runtime, and the loop of the
-/// reconcile task. The reconcile task must answer `reconciler` before each ping.
+/// A watchdog ping shows that the loop that answers the runtime and the reconcile task's loop run.
+/// Before each watchdog ping, the reconcile task must answer a [`Ping`].
 pub(crate) async fn keep_informed(
     mut synchronized: watch::Receiver<bool>,
     reconciler: mpsc::UnboundedSender<Ping>,

@@ -11,14 +11,14 @@ use std::thread;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinError;
 
-/// Starts tasks and reports their ends.
+/// Starts tasks, and reports when a task ends.
 #[derive(Clone, Debug)]
 pub struct Supervisor {
     ends: mpsc::UnboundedSender<TaskEnd>,
     stop: watch::Sender<bool>,
 }
 
-/// Receiver of the ends of supervised tasks.
+/// Receives a message when a supervised task ends.
 #[derive(Debug)]
 pub struct TaskEnds(mpsc::UnboundedReceiver<TaskEnd>);
 
@@ -54,7 +54,7 @@ impl fmt::Display for EndCause {
 }
 
 impl Supervisor {
-    /// Creates a supervisor, and the receiver of the ends of its tasks.
+    /// Creates a supervisor, and the receiver of a message when one of its tasks ends.
     pub fn new() -> (Self, TaskEnds) {
         let (ends, received) = mpsc::unbounded_channel();
         (Self { ends, stop: watch::Sender::new(false) }, TaskEnds(received))
@@ -76,8 +76,8 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// Fails if the kernel starts no more threads (`TasksMax` of the service, `pids.max` of the
-    /// pod).
+    /// Fails if the kernel cannot start another thread (`TasksMax` of the service, `pids.max` of
+    /// the pod).
     pub fn spawn_thread<F: Future<Output = ()>>(
         &self,
         task: &'static str,
@@ -128,17 +128,17 @@ impl Supervisor {
     }
 
     fn ended(&self, task: &'static str, cause: EndCause) {
-        // The receiver is dropped if the process is ending.
+        // Ignore a failed send, because the receiver is dropped only while the process ends.
         let _ = self.ends.send(TaskEnd { task, cause });
     }
 }
 
 impl TaskEnds {
-    /// Waits until a task ends, and returns its end.
+    /// Waits until a task ends, and returns the message about its end.
     pub async fn first(&mut self) -> TaskEnd {
         match self.0.recv().await {
             Some(end) => end,
-            // No code can start a task any more, and no task has ended.
+            // All senders are dropped, so no task can report its end any more.
             None => std::future::pending().await,
         }
     }

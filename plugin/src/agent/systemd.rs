@@ -1,5 +1,5 @@
-//! Makes systemd store the values of the cgroups that belong to its units. A separate task sends
-//! the values, because systemd may answer slowly.
+//! Makes systemd store the values of the cgroups that belong to systemd units. A separate task
+//! sends the values, because systemd may answer slowly.
 //!
 //! The files already have the values, so containers lose no protection during a slow answer. If
 //! systemd is unreachable, only the files have the values. The plugin then repairs a file when it
@@ -52,9 +52,9 @@ pub async fn keep_values(levels: Arc<Levels>, root: Arc<CgroupRoot>, systemd: Sy
 #[derive(Default)]
 struct Queue {
     waiting: BTreeMap<CgroupPath, PersistentValues>,
-    /// Cgroups about which the plugin is calling systemd. Newer values wait until the call ends.
+    /// Cgroups for which a call to systemd is under way. Newer values wait until the call ends.
     in_flight: HashSet<CgroupPath>,
-    /// Values of failed calls, by the time of the next try.
+    /// Values that the next try of a failed call sends, by the time of this try.
     retries: BTreeMap<Instant, Vec<(CgroupPath, PersistentValues)>>,
 }
 
@@ -65,8 +65,8 @@ impl Queue {
         self.waiting.insert(cgroup, values);
     }
 
-    /// Removes and returns the values of a cgroup about which no call is under way. Marks that a
-    /// call about this cgroup is now under way.
+    /// Removes and returns the values of a cgroup for which no call is under way. Marks that a call
+    /// for this cgroup is now under way.
     fn pop(&mut self) -> Option<(CgroupPath, PersistentValues)> {
         let cgroup = self.waiting.keys().find(|cgroup| !self.in_flight.contains(*cgroup))?.clone();
         let values = self.waiting.remove(&cgroup)?;

@@ -1,5 +1,5 @@
-//! Release of containers from throttling if they stall at `memory.high` while the node has spare
-//! memory. The plugin raises the `memory.high` of such a container in steps.
+//! Releases containers from throttling if they stall at `memory.high` while the node has spare
+//! memory. For this, the plugin raises the container's `memory.high` in steps.
 //!
 //! The plugin runs costly checks only while the kernel throttles a container. The `memory.events`
 //! of kubepods shows throttling in any pod.
@@ -29,14 +29,14 @@ use crate::state::update_phase::UpdatePhase;
 /// Interval of the check for throttled containers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Time for which a released container must stall at its raised `memory.high` before the next step.
+/// Time for which a container must stall at a raised `memory.high` before the next raise.
 const STEP_DELAY: Duration = Duration::from_secs(10);
 
-/// Factor for the time after which the plugin restores the policy's `memory.high` of a released
-/// container. During this multiple of the deadline, the usage must stay well below that value.
+/// The plugin restores the policy's `memory.high` of a released container once the usage has stayed
+/// well below this value for this multiple of `throttleDeadline`.
 const RESTORE_FACTOR: u32 = 2;
 
-/// Divisor of all memory for the part that must stay available: one twentieth.
+/// Divisor of the node's memory: one twentieth of the memory must stay available.
 const SPARE_DIVISOR: u64 = 20;
 
 /// The task that raises `memory.high` of stalled containers (`throttleDeadline`).
@@ -53,7 +53,7 @@ pub struct ThrottleRelease {
     is_blind: bool,
 }
 
-/// A container that stalls at `memory.high`, or that the plugin has released.
+/// A container that stalls at `memory.high`, or that the plugin has released from throttling.
 #[derive(Debug, Default)]
 struct Watched {
     pinned_since: Option<Instant>,
@@ -62,8 +62,8 @@ struct Watched {
 }
 
 impl ThrottleRelease {
-    /// Creates the task, which watches no container yet. Through `work`, this task requests that
-    /// the reconcile task writes each new `memory.high`.
+    /// Creates the task, which watches no container yet. Over `work`, this task asks the reconcile
+    /// task to write each new `memory.high`.
     pub fn new(
         containers: Arc<Containers>,
         root: Arc<CgroupRoot>,
@@ -208,8 +208,8 @@ impl ThrottleRelease {
         }
     }
 
-    /// Returns data about how long the container stalls. Returns `None` if no `memory.high` can
-    /// throttle the container.
+    /// Returns the data that shows whether a container stalls at `memory.high`. Returns `None` if
+    /// no `memory.high` can throttle it.
     fn throttle_state(&self, container: &Container) -> Result<Option<ThrottleState>, CgroupError> {
         let Some(path) = &container.cgroup else { return Ok(None) };
         let cgroup = self.root.cgroup(path)?;
@@ -236,7 +236,7 @@ impl ThrottleRelease {
         }))
     }
 
-    /// Returns the memory that the plugin may give to released containers.
+    /// Returns how much memory the plugin may give to containers that it releases from throttling.
     fn spare(&self) -> Bytes {
         let meminfo = fs::read_to_string(self.root.host().join("proc/meminfo")).unwrap_or_default();
         let spare = |meminfo: MemInfo| {
@@ -274,9 +274,9 @@ impl ThrottleRelease {
         }
     }
 
-    /// Requests that the reconcile task writes the container's new `memory.high`.
+    /// Asks the reconcile task to write the container's new `memory.high`.
     fn queue_check(&self, container: &Container) {
-        // The receiver lives as long as the program.
+        // This send cannot fail, because the receiver exists until the program ends.
         let _ = self.work.send(WorkItem::Container(container.id.clone()));
     }
 }

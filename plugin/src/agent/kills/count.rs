@@ -1,4 +1,4 @@
-//! Finds new kills in the counts of a pod's cgroup files, and reports them.
+//! Finds new OOM kills by the counters in a pod's cgroup files, and reports them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -109,7 +109,7 @@ impl Watcher {
         true
     }
 
-    /// Adds kills to the histories of the containers. Starts a new history if the user now asks for
+    /// Adds kills to the containers' kill histories. Starts a new history if the user now asks for
     /// another limit. Returns the names of the containers with a new history.
     fn add_to_histories(&mut self, path: &CgroupPath, killed: &[Killed]) -> Vec<String> {
         let page = self.containers.settings().node.page_size;
@@ -128,7 +128,7 @@ impl Watcher {
         forgotten
     }
 
-    /// Reports a container's kills, and raises its limit if a raise is due.
+    /// Reports a container's kills, and raises its limit if `oomRescue` requires this.
     pub(super) fn on_killed(&mut self, path: &CgroupPath, killed: &Killed, is_by_its_limit: bool) {
         let Some(pod) = self.counted.pods.get_mut(path) else { return };
         let settings = self.containers.settings();
@@ -175,7 +175,7 @@ impl Watcher {
     }
 
     /// Returns how many of these kills the plugin's limits have caused. The plugin's limits are the
-    /// limit of all pods, and a deferred limit shortly after the plugin has set it.
+    /// node guard's limit, and a deferred limit that the plugin set shortly before the kill.
     pub(super) fn kills_by_our_limits(
         &mut self,
         path: &CgroupPath,
@@ -197,8 +197,8 @@ impl Watcher {
         }
     }
 
-    /// Returns how often usage reached the limit of all pods since the last call. Ignores a memory
-    /// shortage of the whole node, during which the kernel also kills in pods.
+    /// Returns how often the usage of all pods reached the limit of kubepods since the last call.
+    /// Ignores a memory shortage of the whole node, during which the kernel also kills in pods.
     pub(super) fn limit_of_all_reached(&mut self) -> u64 {
         let root = &self.root;
         let since = |(kubepods, total): (&CgroupPath, &mut Total)| {

@@ -4,11 +4,11 @@
 //!
 //! A pod's `memory.events` counts the kills in the pod's containers. The file exists longer than
 //! the containers. inotify reports each change of the file. The containers' own `memory.events`
-//! show in which container the kernel killed. The runtime removes a container's files after the
-//! container's end. Therefore the plugin reads these files when inotify reports a change, and
-//! before it forgets a container. The kernel counts a kill first in the container, then in the
+//! show in which container the kernel killed a process. The runtime removes a container's files
+//! after the container's end. Therefore the plugin reads these files when inotify reports a change,
+//! and before it forgets a container. The kernel counts a kill first in the container, then in the
 //! ancestor cgroups. With `memory.oom.group`, the kernel counts the killed processes one by one.
-//! Therefore the plugin may read only a part of a kill's counts.
+//! Therefore the plugin may read the files when the kernel has counted only a part of a kill.
 //!
 //! One task counts kills and raises limits. Event handlers read the raised limits from memory. The
 //! task stores the counts under `/run`, so a reboot removes both the counts and the cgroups.
@@ -44,21 +44,21 @@ use crate::state::levels::Levels;
 use crate::state::originals;
 use crate::state::rescues::Rescues;
 
-/// Minimum time between two checks. A container that is throttled at `memory.high` triggers inotify
-/// as often as a container that is killed.
+/// Minimum time between two checks. Throttling at `memory.high` also changes `memory.events`, so it
+/// can cause many inotify events.
 const CHECK_PAUSE: Duration = Duration::from_millis(40);
 
 /// Time in seconds after which the plugin asks the runtime again to set a raised limit.
 const RAISE_RETRY: u64 = 30;
 
-/// Time in seconds after the plugin has set a deferred limit. If a kill happens within this time,
-/// the deferred limit counts as the cause.
+/// Time in seconds for which a deferred limit counts as the cause of each kill after the plugin has
+/// set the limit.
 const DECREASE_KILL_WINDOW: u64 = 60;
 
 /// Minimum time between two reports about a container, in seconds.
 const REPORT_INTERVAL: u64 = 10;
 
-/// Sender of changes to the task that watches for kills.
+/// Sender that reports changes of containers to the task that watches for kills.
 #[derive(Debug)]
 pub struct KillNotifier {
     changes: mpsc::UnboundedSender<ContainerChange>,
@@ -76,18 +76,18 @@ enum ContainerChange {
 }
 
 impl KillNotifier {
-    /// Informs the task of all running containers.
+    /// Tells the task which containers run.
     pub fn synchronize(&self, containers: Vec<Arc<Container>>) {
-        // The receiver lives as long as the program.
+        // This send cannot fail, because the receiver exists until the program ends.
         let _ = self.changes.send(ContainerChange::All(containers));
     }
 
-    /// Informs the task that a container was started, or that the user has asked for another limit.
+    /// Tells the task that a container was started, or that the user has asked for another limit.
     pub fn runs(&self, container: &Arc<Container>) {
         let _ = self.changes.send(ContainerChange::Runs(container.clone()));
     }
 
-    /// Informs the task that a container has ended.
+    /// Tells the task that a container has ended.
     pub fn ended(&self, container: &Container) {
         if let Some(place) = &container.place {
             let _ = self
@@ -119,13 +119,13 @@ pub struct Watcher {
     /// cgroup files may be old.
     is_first: bool,
     is_failing: bool,
-    /// Counts of each kubepods that the plugin has already handled.
+    /// Counts that the plugin has already handled, for each kubepods.
     totals: BTreeMap<CgroupPath, Total>,
-    /// Pods to check with the next tick.
+    /// Pods to check again in the next periodic check.
     again: BTreeSet<CgroupPath>,
 }
 
-/// Counts of one kubepods that the plugin has already handled.
+/// Counts that the plugin has already handled, for one kubepods.
 #[derive(Debug, Default)]
 struct Total {
     /// Kills below the cgroup.
@@ -141,7 +141,7 @@ fn times_reached(root: &CgroupRoot, cgroup: &CgroupPath) -> Option<u64> {
     root.cgroup(cgroup).and_then(|cgroup| cgroup.local_events()).map(|events| events.oom).ok()
 }
 
-/// Pods to check, each with the IDs of those of its containers that have ended.
+/// Pods to check, each with the IDs of its containers that have ended.
 type Due = BTreeMap<CgroupPath, BTreeSet<String>>;
 
 impl Watcher {
@@ -275,7 +275,7 @@ impl Watcher {
     fn on_runs(&mut self, container: &Arc<Container>, wakes: &mut Option<Wakes>, due: &mut Due) {
         let (Some(place), Some(cgroup)) = (&container.place, &container.cgroup) else { return };
         let path = place.cgroup();
-        // Watch first: the kernel may kill a process after the plugin has read the counts.
+        // Watch before reading the counts, because the kernel may kill a process in between.
         if let Some(wakes) = wakes
             && let Err(error) = wakes.add(&self.root, path)
         {
@@ -320,8 +320,8 @@ impl Watcher {
             self.store();
         }
         due.entry(path.clone()).or_default();
-        // The last kill in a former container with this name may have made a raise due. The task
-        // may have read this kill only after it forgot the former container.
+        // The last kill in an earlier container with this name may require a higher limit. The task
+        // may have read this kill only after it forgot the earlier container.
         self.raise_if_due(path, container);
     }
 

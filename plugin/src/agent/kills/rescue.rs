@@ -14,18 +14,18 @@ use crate::state::container::Container;
 use crate::state::rescues::is_rescue_wanted;
 
 impl Watcher {
-    /// Requests a higher limit of a container from the reconcile task if a raise is due. Later
-    /// containers of the same name also get the raised limit.
+    /// Asks the reconcile task to raise a container's limit if `oomRescue` requires this. Later
+    /// containers with the same name also get the raised limit.
     pub(super) fn raise_if_due(&mut self, path: &CgroupPath, container: &Arc<Container>) {
         if self.containers.settings().observes() {
             return self.plan(path, container, now());
         }
         let Some(limit) = self.decide_raise(path, container, now()) else { return };
-        // The receiver lives as long as the program.
+        // This send cannot fail, because the receiver exists until the program ends.
         let _ = self.work.send(WorkItem::higher_limit(container, limit));
     }
 
-    /// Reports the raise that the plugin only plans in observe mode.
+    /// Reports the raise that the plugin would make if it were not in observe mode.
     pub(super) fn plan(&mut self, path: &CgroupPath, container: &Container, now: u64) {
         let settings = self.containers.settings();
         let (Some(rescue), Some(asked)) =
@@ -65,7 +65,7 @@ impl Watcher {
         self.reports.report_planned(&container.into(), &what);
     }
 
-    /// Returns the raised limit for a container if a raise is due.
+    /// Returns the raised limit for a container if `oomRescue` requires a higher limit.
     pub(super) fn decide_raise(
         &mut self,
         path: &CgroupPath,
@@ -142,8 +142,8 @@ impl Watcher {
     }
 
     /// Returns the part of node allocatable that is free for a raise of this container's limit.
-    /// Subtracts the requests of all containers, this one included, and the increases by other
-    /// raised limits. Returns zero if node allocatable is unknown.
+    /// Subtracts the requests of all containers, including this container, and the increases by
+    /// other raised limits. Returns zero if node allocatable is unknown.
     pub(super) fn free(&self, container: &Container) -> Bytes {
         let Some(allocatable) = self.containers.settings().node.allocatable else {
             return Bytes::ZERO;

@@ -1,5 +1,5 @@
-//! Searches the cgroup tree for containers that the runtime has not reported, and for missing
-//! reserved cgroups.
+//! Searches the cgroup tree for containers that the runtime has not reported, and for reserved
+//! cgroups that do not exist.
 
 use plimsoll_core::pod::{CgroupPath, PodCgroup};
 use plimsoll_core::units::Bytes;
@@ -16,8 +16,8 @@ fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
 }
 
 impl Reconciler {
-    /// Searches the cgroup tree for containers that the runtime has not reported. Schedules the
-    /// inspection of each such cgroup after a delay, because the runtime may soon report the
+    /// Searches the cgroup tree for containers that the runtime has not reported. Schedules an
+    /// inspection of their cgroups after a delay, because the runtime may soon report such a
     /// container or remove its cgroup.
     pub(super) fn find_unknown_cgroups(&mut self) {
         let CgroupSearch { found, problems } =
@@ -85,10 +85,10 @@ impl Reconciler {
         self.runtime.reconnect();
     }
 
-    /// Warns once that a reserved cgroup does not exist, so that the plugin cannot protect the
-    /// services in this cgroup.
+    /// Warns once that a reserved cgroup does not exist, so the plugin cannot protect the services
+    /// in this cgroup.
     pub(super) fn warn_missing_reserved(&mut self, cgroup: CgroupPath) {
-        // The node guard itself warns about the cgroup that the node guard chose.
+        // If the user names no cgroup, the node guard's task warns about the default cgroup.
         let is_named = !self.containers.settings().config.reserved.is_empty();
         if is_named && self.is_gone(&cgroup) && self.missing_reserved.insert(cgroup.clone()) {
             warn!(

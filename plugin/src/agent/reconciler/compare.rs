@@ -1,4 +1,4 @@
-//! Compares a container with the kernel.
+//! Compares a container's desired values with its cgroup files.
 
 use plimsoll_core::policy::{KNOBS, Protection};
 use plimsoll_core::units::{Bytes, CpuMax, Knob, Limit};
@@ -9,7 +9,7 @@ use crate::state::containers::Containers;
 use crate::state::originals::Values;
 use crate::state::update_phase::UpdateResult;
 
-/// A container's file whose value is not the desired value.
+/// A cgroup file of a container whose value is not the desired value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Write {
     /// The file.
@@ -20,7 +20,7 @@ pub struct Write {
     pub desired: Limit,
 }
 
-/// Result of the comparison of a container with the kernel.
+/// Result of comparing a container's desired values with its cgroup files.
 #[derive(Debug)]
 pub struct Comparison {
     /// Desired values.
@@ -38,20 +38,20 @@ pub struct Comparison {
     pub in_force: Option<LimitsInForce>,
 }
 
-/// Observed values of the files for the user's limits.
+/// Observed values of memory.max, cpu.max, cpu.weight and memory.swap.max.
 #[derive(Clone, Copy, Debug)]
 pub struct LimitsInForce {
     /// `memory.max`.
     pub memory: Limit,
     /// `cpu.max`.
     pub cpu: CpuMax,
-    /// `cpu.weight`. `None` without the CPU controller, or if there is no applied update to check.
+    /// `cpu.weight`. `None` without the CPU controller, or if no applied update needs a check.
     pub weight: Option<u64>,
     /// `memory.swap.max`, if it is limited.
     pub swap_max: Option<Bytes>,
 }
 
-/// Compares a container with the kernel.
+/// Compares a container's desired values with its cgroup files.
 ///
 /// # Errors
 ///
@@ -71,7 +71,7 @@ pub fn compare(
     };
     let Some(path) = &container.cgroup else { return Ok(without_cgroup()) };
     let cgroup = root.cgroup(path)?;
-    // The values of an empty cgroup apply to no process (gVisor).
+    // If the cgroup is empty, its values apply to no process (gVisor).
     if container.started && !cgroup.has_processes()? {
         return Ok(without_cgroup());
     }
@@ -92,20 +92,20 @@ pub fn compare(
             writes.push(Write { knob, observed, desired });
         }
     }
-    // Files that the policy leaves alone may also protect the container.
+    // Values that the plugin's policy does not set may also protect the container.
     let claim = desired_state.desired.claim.unwrap_or(held.protection());
     // Without swap accounting, there is no swap limit that an update could remove.
     let swap_max = cgroup.swap_max().ok().and_then(Limit::bytes);
     // Without the CPU controller there is no CPU limit.
     let cpu = cgroup.cpu_max().unwrap_or(CpuMax::NONE);
-    // The plugin compares the weight only after an update.
+    // The plugin compares cpu.weight only after an update.
     let is_applied = container.phase.result() == Some(UpdateResult::Applied);
     let weight = if is_applied { cgroup.cpu_weight().ok() } else { None };
     let in_force = LimitsInForce { memory: in_force, cpu, weight, swap_max };
     Ok(Comparison { desired_state, writes, claim, held, swap_max, in_force: Some(in_force) })
 }
 
-/// Returns writes of all desired values of a container, even if its files already have these
+/// Returns a write for each desired value of a container, even if its files already have these
 /// values.
 pub(super) fn all_writes(desired_state: &DesiredState) -> Vec<Write> {
     let write = |(knob, value)| Write { knob, observed: value, desired: value };

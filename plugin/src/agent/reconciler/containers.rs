@@ -1,4 +1,4 @@
-//! Compares containers with the kernel, repairs their values and handles the results.
+//! Compares the containers' desired values with their cgroup files, and repairs the files.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,18 +30,18 @@ fn log_unreadable(container: &Container, error: &CgroupError) {
 }
 
 impl Reconciler {
-    /// Compares containers with the kernel and repairs them. Each flag in `batch` says whether
-    /// inotify has reported a write to the container's files.
+    /// Compares the containers' desired values with their files, and repairs the files. Each flag
+    /// in `batch` says whether inotify has reported a write to the container's files.
     pub(super) async fn check_containers(&mut self, batch: &[(String, bool)]) {
         let enforces = self.containers.settings().enforces();
         let mut pending = Vec::new();
         for (id, touched) in batch {
             let Some(container) = self.containers.get(id) else { continue };
-            // A check follows at the end of the container's update.
+            // Skip the container: its next check follows at the end of its update.
             if !container.phase.may_check() {
                 continue;
             }
-            // Watch first: another program may write the files after the comparison.
+            // Watch before the comparison, because another program may write the files afterwards.
             self.watch_container(&container);
             let result = compare(&self.containers, &self.root, &container);
             if !self.containers.is_current(&container) {
@@ -69,13 +69,13 @@ impl Reconciler {
         }
         while !pending.is_empty() {
             let batch = pending.drain(..BATCH.min(pending.len())).collect();
-            // The receiver lives as long as this task.
+            // This send cannot fail, because the receiver exists until this task ends.
             let _ = self.updater.send(batch);
         }
     }
 
-    /// Handles a container that was compared with the kernel. Returns a request for the runtime if
-    /// a request is due.
+    /// Handles the result of a container's comparison. Returns a request if the runtime must store
+    /// values.
     fn handle_comparison(
         &mut self,
         container: &Arc<Container>,
@@ -103,7 +103,7 @@ impl Reconciler {
             }
             let high = comparison.desired_state.value(Knob::High);
             if container.phase.is_in_files_only(high) && may_request(container, &comparison) {
-                // The runtime may be busy for long, or refuse the request each time.
+                // The runtime may be busy for a long time, or refuse the request each time.
                 let retry_from = tokio::time::Instant::now().checked_sub(STORE_RETRY_DELAY);
                 let is_recent =
                     retry_from.is_none_or(|from| container.phase.has_requested_values_since(from));
@@ -121,7 +121,7 @@ impl Reconciler {
         self.repair(container, comparison, touched, enforces)
     }
 
-    /// Sets a container's protection claim, unless a newer event has changed the container.
+    /// Sets the protection that a container needs, unless a newer event has changed the container.
     fn set_claim(&self, container: &Container, claim: Protection) {
         if let Some(place) = &container.place {
             let is_current = || self.containers.is_current(container);
@@ -130,8 +130,8 @@ impl Reconciler {
     }
 
     /// Checks whether an update has taken effect after the runtime reported it as applied. After a
-    /// failed or unconfirmed update, the plugin adopts the limits in force. The plugin does not
-    /// request the update again, because a late limit decrease may cause an OOM kill.
+    /// failed or unconfirmed update, the plugin treats the limits in force as desired. The plugin
+    /// does not request the update again, because a late limit decrease may cause an OOM kill.
     pub(super) fn limits_read_back(&mut self, container: &Container, in_force: LimitsInForce) {
         let page = self.containers.settings().node.page_size;
         let LimitsInForce { memory, cpu, weight, swap_max } = in_force;
@@ -190,7 +190,7 @@ impl Reconciler {
         );
     }
 
-    /// Handles an unmanaged container whose files hold their original values. Sends these values to
+    /// Handles an unmanaged container whose files have their original values. Sends these values to
     /// the runtime once, then forgets the original values.
     fn unmanage(
         &mut self,
@@ -215,7 +215,7 @@ impl Reconciler {
         pending
     }
 
-    /// Returns a request for these values of a container.
+    /// Returns a request that makes the runtime set these values of a container.
     fn request_values(
         &mut self,
         container: &Arc<Container>,
@@ -230,8 +230,8 @@ impl Reconciler {
         if begun && let Some(LimitsInForce { memory, .. }) = comparison.in_force {
             writes.push(Write { knob: Knob::Max, observed: memory, desired: memory });
         }
-        // The history does not count a repair after the runtime's own write. In this case, the
-        // repair is attempt 1.
+        // The repair history does not count a repair after a write by the runtime itself. Such a
+        // repair counts as attempt 1 here.
         let attempt = self.contention.repairs(&container.id).max(1);
         Some(PendingUpdate {
             container: self.containers.get(&container.id)?,
@@ -254,8 +254,8 @@ impl Reconciler {
         }
     }
 
-    /// Repairs those of a container's files that do not have their desired values. Returns a
-    /// request for the runtime if a request is due.
+    /// Repairs each file of a container that does not have its desired value. Returns a request if
+    /// the runtime must set values.
     fn repair(
         &mut self,
         container: &Arc<Container>,
@@ -429,8 +429,8 @@ impl Reconciler {
         }
     }
 
-    /// Handles a container whose cgroup was removed. The runtime may report its end later, or
-    /// never.
+    /// Handles a container whose cgroup was removed. The runtime may report the container's end
+    /// later, or never.
     pub(super) fn on_ended(&mut self, container: &Container) {
         debug!(pod = container.pod, container = container.name, outcome = %Outcome::Gone, "the \
             container has ended");
@@ -443,8 +443,8 @@ impl Reconciler {
     }
 }
 
-/// Returns whether a request to the runtime is safe. With each update, the runtime writes its
-/// stored limit. A stored limit below the limit in force could cause an OOM kill.
+/// Returns whether a request to the runtime is safe. With each update, the runtime writes the limit
+/// that it has stored. A stored limit below the limit in force could cause an OOM kill.
 fn may_request(container: &Container, comparison: &Comparison) -> bool {
     comparison.in_force.is_none_or(|in_force| in_force.memory <= container.limit)
 }

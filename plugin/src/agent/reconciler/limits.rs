@@ -1,4 +1,4 @@
-//! Requests of the plugin for another memory limit of a container.
+//! The plugin's requests to the runtime to change a container's memory limit.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::state::container::Container;
 use crate::state::update_phase::{LimitRequest, UpdatePhase};
 
 impl Reconciler {
-    /// Requests the user's limit again. The runtime has handled an older request of the plugin
-    /// after the user's update.
+    /// Requests the user's limit again, because the runtime has handled the user's update before an
+    /// older request of the plugin.
     pub(super) fn request_again(&mut self, container: &Container, in_force: Limit) {
         match container.limit {
             Limit::Bytes(limit) if container.limit > in_force => {
@@ -23,13 +23,12 @@ impl Reconciler {
                 let timeout = self.containers.settings().config.shrink_deadline;
                 self.deferred.put(&container.id, limit, timeout);
             }
-            // The plugin never requests an unlimited memory.max, so no request has followed the
-            // update.
+            // The plugin never asks the runtime for an unlimited memory.max, so do nothing.
             Limit::Max => {}
         }
     }
 
-    /// Requests another limit of a running container from the runtime.
+    /// Asks the runtime to change the memory limit of a running container.
     pub(super) fn request_limit(&mut self, work: WorkItem, due: &mut DueChecks) {
         let WorkItem::Limit { id, limit, origin, is_prepared } = &work else { return };
         let now = tokio::time::Instant::now();
@@ -53,8 +52,8 @@ impl Reconciler {
         let swap_max = cgroup.and_then(|cgroup| cgroup.swap_max().ok()).and_then(Limit::bytes);
         let observed = in_force.unwrap_or(container.limit);
         let write = Write { knob: Knob::Max, observed, desired: Limit::Bytes(*limit) };
-        // The plugin requests limits only in enforce mode. The updater sends attempt 2 alone, so
-        // that the runtime gives the reason of a failure.
+        // The plugin requests limits only in enforce mode. The updater sends attempt 2 in a
+        // separate request, so that the runtime gives the reason of a failure.
         let pending = PendingUpdate {
             container,
             writes: vec![write],
@@ -64,12 +63,12 @@ impl Reconciler {
             enforces: true,
             is_foreign: false,
         };
-        // The receiver lives as long as this task.
+        // This send cannot fail, because the receiver exists until this task ends.
         let _ = self.updater.send(vec![pending]);
     }
 
-    /// Raises the limits of a container's pod for a higher limit of the container. A lower limit of
-    /// the pod would make the container's limit useless.
+    /// Raises the limits of a container's pod before the plugin raises the container's limit to
+    /// `limit`. A lower limit of the pod would make `limit` useless.
     fn raise_pod_for(&self, container: &Container, limit: Bytes) {
         let raised = Container { limit: Limit::Bytes(limit), ..container.clone() };
         let mut others = self.containers.in_sandbox(&container.sandbox);

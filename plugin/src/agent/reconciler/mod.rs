@@ -1,12 +1,12 @@
-//! Reconciliation of the containers and the cgroups above them. The plugin compares desired and
-//! observed values, and writes the desired values.
+//! Reconciles the containers and the cgroups above them. The plugin compares desired and observed
+//! values, and writes the desired values.
 //!
 //! One task reconciles, separately from the event handlers, because a runtime cannot update
-//! containers while it waits for an event's answer. The task checks a container after each start
-//! and update. The task watches cgroups with inotify, and checks a cgroup when another program
-//! writes to it or removes it. The task checks all cgroups periodically, and after each
+//! containers while it waits for the answer to an event. The task checks a container after each
+//! start and update. The task watches cgroups with inotify, and checks a cgroup when another
+//! program writes to it or removes it. The task checks all cgroups periodically, and after each
 //! synchronization and each change of the configuration. A value counts as applied once the plugin
-//! has read it back.
+//! has read it from the file.
 
 mod census;
 mod compare;
@@ -49,7 +49,7 @@ use crate::state::pod_view::PodView;
 use crate::state::shared::SharedState;
 
 /// Maximum number of containers in one request to the runtime. The runtime takes some tenths of a
-/// second for each container, and meanwhile blocks other requests by its lock.
+/// second for each container, and its lock blocks other requests meanwhile.
 pub(super) const BATCH: usize = 8;
 
 /// Delay before the check of an update that the runtime has announced. The runtime does not report
@@ -60,16 +60,16 @@ pub(super) const BATCH: usize = 8;
 /// in CRI-O).
 pub(super) const UPDATE_CHECK_DELAY: Duration = Duration::from_secs(15);
 
-/// Delay before the plugin retries a limit request for a container that is being updated.
+/// Delay before the plugin tries again to change the limit of a container that is being updated.
 pub(super) const LIMIT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Interval of the check of all containers and all managed cgroups. This check finds changes whose
 /// inotify event was lost, and changes by a program that keeps a file open.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Delay before the inspection of a cgroup that the runtime has not reported. The runtime reports
-/// the end of a container shortly before it removes the cgroup. The runtime may report a container
-/// late if it created the container during the synchronization.
+/// Delay before the plugin inspects a cgroup whose container the runtime has not reported. The
+/// runtime reports the end of a container shortly before it removes the cgroup. The runtime may
+/// report a container late if it created the container during the synchronization.
 pub(super) const UNKNOWN_CGROUP_DELAY: Duration = Duration::from_secs(10);
 
 /// Delay before the plugin checks again whether a busy runtime can store the values. Until then,
@@ -79,8 +79,8 @@ pub(super) const STORE_RETRY_DELAY: Duration = Duration::from_secs(60);
 /// Delay before the check of a repaired file. inotify may cause an earlier check.
 pub(super) const REPAIR_CHECK_DELAY: Duration = Duration::from_millis(500);
 
-/// Time for which the plugin collects changes of the pods' shares of the protection. The plugin
-/// writes them together, because each change affects all pods.
+/// Time for which the plugin collects changes of the protection of each pod. The plugin writes
+/// these changes together, because each change affects all pods.
 pub(super) const SHARE_DELAY: Duration = Duration::from_millis(500);
 
 /// The reconcile task.
@@ -96,7 +96,7 @@ pub struct Reconciler {
     /// Pings for the watchdog. An answer shows that this loop runs.
     pings: mpsc::UnboundedReceiver<Ping>,
     watch: Option<Watch>,
-    /// Containers by their watched cgroups.
+    /// Watched cgroups of containers, with the containers' IDs.
     by_cgroup: HashMap<CgroupPath, String>,
     /// Scheduled work, by time.
     scheduled: BTreeMap<Instant, Vec<WorkItem>>,
@@ -113,11 +113,11 @@ pub struct Reconciler {
     /// has already reconnected to the runtime because of this cgroup.
     unknown_cgroups: HashMap<CgroupPath, bool>,
     share_is_due: bool,
-    /// Whether the last search for unknown cgroups could not read some directories.
+    /// Whether some directories were unreadable during the last search for unknown cgroups.
     is_search_incomplete: bool,
     /// Reserved cgroups that do not exist and whose absence the log has reported.
     missing_reserved: HashSet<CgroupPath>,
-    /// State of each cgroup at the last check: whether the cgroup's protection is effective.
+    /// Whether the protection of each cgroup had an effect at the last check.
     standings: HashMap<CgroupPath, Standing>,
 }
 
@@ -126,8 +126,8 @@ pub struct Reconciler {
 struct DueChecks {
     /// Container IDs, and whether inotify has reported a write to the container's files.
     containers: BTreeMap<String, bool>,
-    /// Cgroups above containers and reserved cgroups, with those of their files for which inotify
-    /// has reported a write.
+    /// Cgroups above containers and reserved cgroups, each with the files for which inotify has
+    /// reported a write.
     cgroups: BTreeMap<CgroupPath, Vec<Knob>>,
     removed: Vec<CgroupPath>,
     share: bool,
@@ -288,8 +288,8 @@ impl Reconciler {
         self.scheduled.entry(Instant::now() + delay).or_default().push(work);
     }
 
-    /// Raises those pod limits for which a raise is due, and writes all managed cgroups.
-    /// `synchronized` is the number of synchronizations before the task compared the containers.
+    /// Raises the pod limits that are too low, and writes all managed cgroups. `synchronized` is
+    /// the number of synchronizations before the task compared the containers.
     fn settle_levels(&mut self, synchronized: u64) {
         let policy = self.containers.settings().policy();
         // Another program may have set a pod's limit while the plugin did not watch the cgroup. A
@@ -339,8 +339,8 @@ impl Reconciler {
         }
         for (cgroup, touched) in due.cgroups {
             self.watch_cgroup(&cgroup);
-            // The kubelet sets the sum of the limits that users ask for. This sum is too low if the
-            // plugin has raised the limit of one of the containers.
+            // The kubelet sets a pod's limit to the sum of the limits that users ask for. This sum
+            // is too low if the plugin has raised a container's limit.
             if touched.contains(&Knob::Max)
                 && let Some((container, pod)) = self.view_pod(self.in_pod(&cgroup))
             {
@@ -360,7 +360,7 @@ impl Reconciler {
         }
     }
 
-    /// Returns a container of a pod that has not ended, and the evidence about the pod's limits.
+    /// Returns one container that has not ended, and what the plugin knows about its pod's limits.
     fn view_pod(&self, mut containers: Vec<Arc<Container>>) -> Option<(Arc<Container>, PodView)> {
         containers.retain(|container| self.levels.is_alive(container));
         let alive = containers;
@@ -398,7 +398,7 @@ impl Reconciler {
         let cgroups: HashSet<_> = self.levels.cgroups().into_iter().collect();
         self.reports.retain(|uid| uids.contains(uid), |cgroup| cgroups.contains(cgroup));
         self.contention.forget_quiet(std::time::Instant::now());
-        // inotify may have lost the removal of a cgroup.
+        // inotify may have lost the event for the removal of a cgroup.
         let root = &self.root;
         let is_gone =
             |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));

@@ -1,4 +1,4 @@
-//! Checks whether the written protection has an effect, by the kernel's rule for nested cgroups.
+//! Checks whether the cgroups' protection has an effect, by the kernel's rule for nested cgroups.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -19,7 +19,7 @@ use crate::state::containers::Containers;
 
 /// The task that updates containers through the runtime. The runtime stores the values of each
 /// update, so later updates do not undo these values. The task is separate from the reconcile task,
-/// because a runtime may take long.
+/// because a runtime may need a long time for an update.
 pub(super) struct Updater {
     pub(super) containers: Arc<Containers>,
     pub(super) runtime: nri::Runtime,
@@ -47,7 +47,7 @@ impl Updater {
                 Ok(dropped) => result.dropped.extend(dropped),
                 Err(SendError::NotConnected) => return None,
                 Err(SendError::Busy) => first.iter().for_each(|pending| result.was_busy(pending)),
-                // The runtime does not say which container failed.
+                // The runtime does not say for which container the update failed.
                 Err(SendError::Failed(_)) => single.extend(first),
             }
         }
@@ -136,9 +136,9 @@ impl Updater {
         if pending.enforces && !self.containers.settings().enforces() {
             return false;
         }
-        // A limit request is no longer valid after a newer update of the user. A request for the
-        // policy's values is no longer valid after any event, because each event causes another
-        // check.
+        // A request for another limit is no longer valid after a newer update by the user. A
+        // request for the policy's values is no longer valid after any event, because another check
+        // follows.
         if pending.is_limit_request {
             let now = self.containers.get(&pending.container.id);
             now.is_some_and(|now| {
@@ -179,7 +179,7 @@ pub(super) enum SendError {
 }
 
 impl PendingUpdate {
-    /// Returns the writes whose desired value differs from the observed value.
+    /// Returns the writes that change a file's value.
     pub(super) fn changes(&self) -> impl Iterator<Item = &Write> {
         self.writes.iter().filter(|write| write.observed != write.desired)
     }
@@ -203,7 +203,7 @@ pub(super) struct PendingUpdate {
     pub(super) swap_max: Option<Bytes>,
     /// Whether the plugin was in enforce mode when it decided the writes.
     pub(super) enforces: bool,
-    /// Whether another program has changed values that both the runtime and the files had.
+    /// Whether another program has overwritten file values that the runtime had also stored.
     pub(super) is_foreign: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Watches cgroups, and turns their changes into checks.
+//! Watches cgroups, and schedules a check of each cgroup that changes.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ impl Reconciler {
                 }
             }
             Some(CgroupChange::Removed(path)) => due.removed.push(path),
-            // The runtime usually reports a new cgroup as well.
+            // The runtime usually also reports the container of a new cgroup.
             Some(CgroupChange::Made(path)) if self.levels.contains(&path) => {
                 _ = due.cgroups.entry(path).or_default()
             }

@@ -1,4 +1,4 @@
-//! Conversion of requests for the runtime into NRI messages.
+//! Converts requests to the runtime into NRI messages.
 
 use nri::api::{ContainerUpdate, LinuxContainerUpdate, LinuxMemory, LinuxResources, OptionalInt64};
 use plimsoll_core::units::{Bytes, Knob, Limit};
@@ -8,8 +8,8 @@ use crate::cgroup::SWAP_MAX;
 /// Returns the update that sets a container's files to `values`. The update contains `memory.max`
 /// as the memory limit, because the runtime stores this limit.
 ///
-/// `swap_max` is the swap limit, if there is one. If an update contains no swap limit, containerd
-/// and runc remove the container's swap limit. Therefore this update repeats the value in force.
+/// `swap_max` is the swap limit, if there is one. If an update has no swap limit, containerd and
+/// runc remove the old one. Therefore this update repeats the swap limit in force.
 pub fn update(
     id: &str,
     values: impl IntoIterator<Item = (Knob, Limit)>,

@@ -14,7 +14,7 @@ pub enum WorkItem {
     /// Check a container after the runtime has written the container's files for its start or for
     /// the user's update.
     RuntimeWrote(String),
-    /// Schedule a check of whether this update of the container has taken effect.
+    /// Schedule a check that this update of the container has taken effect.
     CheckUpdateLater(String, UpdateId),
     /// Check a container whose update should have taken effect by now.
     CheckUpdate(String, UpdateId),
@@ -24,7 +24,7 @@ pub enum WorkItem {
         id: String,
         /// New limit, which causes no OOM kill.
         limit: Bytes,
-        /// Origin of the container's limit at the time of the decision.
+        /// Origin of the container's limit when the plugin decided to make this request.
         origin: LimitOrigin,
         /// Whether the limit is a decrease that the plugin has prepared.
         is_prepared: bool,
@@ -36,7 +36,7 @@ pub enum WorkItem {
     /// Inspect a cgroup whose container the runtime may not have reported, or a reserved cgroup
     /// that may not exist.
     UnknownCgroup(CgroupPath),
-    /// Write all managed cgroups again, because the pods' shares of the protection have changed.
+    /// Write all managed cgroups again, because the protection of each pod has changed.
     Share,
     /// Check all containers and all managed cgroups.
     All,

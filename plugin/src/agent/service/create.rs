@@ -76,11 +76,11 @@ impl Service {
 ///
 /// A runtime refuses to create a container if two plugins set the same key. The runtime tracks
 /// which keys plugins set, but not which keys its client set, so a plugin may replace the client's
-/// values. containerd 2.2 and later passes all keys in one map. Therefore this plugin cannot see
-/// whether the client or another plugin set a key. (containerd/nri, pkg/adaptation/result.go:
-/// adjustResources marks each key of a reply as set, and copies it into the request for the next
-/// plugin.) The plugin writes the values that this function leaves out once the container runs.
-/// This write does not count as a repair.
+/// values. Since 2.2, containerd passes the keys of the client and of all plugins in one map.
+/// Therefore this plugin cannot see whether the client or another plugin set a key.
+/// (containerd/nri, pkg/adaptation/result.go: adjustResources marks each key of a reply as set, and
+/// copies it into the request for the next plugin.) The plugin writes the values that this function
+/// leaves out once the container runs. This write does not count as a repair.
 fn values_at_creation(
     container: &Container,
     desired_state: &DesiredState,

@@ -16,7 +16,7 @@ use crate::in_own_thread;
 use crate::state::container::Container;
 
 impl Service {
-    /// Returns the IDs of the sandboxes without a cgroup and without a container in `live`.
+    /// Returns the IDs of the sandboxes that have neither a cgroup nor an entry in `live`.
     pub(super) async fn ended_sandboxes(
         &self,
         pods: &[PodSandbox],
@@ -38,8 +38,8 @@ impl Service {
             // The receiver is dropped if the runtime has disconnected.
             let _ = sender.send(ended.map(|(id, _)| id).collect());
         });
-        // If the thread cannot start, all sandboxes count as running until the runtime reports
-        // their ends.
+        // If the thread cannot start, all sandboxes count as running until the runtime reports that
+        // they ended.
         receiver.await.unwrap_or_default()
     }
 

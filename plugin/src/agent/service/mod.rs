@@ -1,9 +1,9 @@
 //! The NRI plugin, which translates the runtime's events, delegates the work and replies.
 //!
-//! The plugin answers events from memory. If the kubelet's checkpoint has changed, the plugin reads
-//! it again, for at most a tenth of the runtime's request timeout. The reclaim of memory for a
-//! limit decrease may take longer (`DECREASE_BUDGET`). Invalid data about pods and containers does
-//! not make an event fail: the plugin reports the data and ignores it.
+//! The plugin answers events from the data that it has in memory. If the kubelet's checkpoint has
+//! changed, the plugin reads it again, for at most a tenth of the runtime's request timeout. The
+//! reclaim of memory for a limit decrease may take longer (`DECREASE_BUDGET`). Invalid data about
+//! pods and containers does not make an event fail: the plugin reports the data and ignores it.
 
 mod create;
 mod forget;
@@ -38,8 +38,8 @@ use crate::state::traffic::Event;
 use crate::state::update_phase::UpdatePhase;
 use crate::{in_own_thread, lock};
 
-/// Divisor of the runtime's request timeout. The plugin answers an event within this fraction of
-/// the timeout.
+/// Divisor of the runtime's request timeout. The plugin answers an event within the timeout divided
+/// by this number.
 pub(crate) const BUDGET: u32 = 10;
 
 /// Factor by which the answer to an event may take longer if the plugin reclaims memory for a limit
@@ -85,7 +85,7 @@ impl Service {
         }
     }
 
-    /// Returns a channel that says whether the runtime is connected and has reported its pods and
+    /// Returns a channel that tells whether the runtime is connected and has reported all
     /// containers.
     pub fn synchronized(&self) -> watch::Receiver<bool> {
         self.state.synchronized.subscribe()
@@ -97,8 +97,8 @@ impl Service {
         self.configurator.clone()
     }
 
-    /// Runs `work` in a thread, and waits for at most `budget` until `work` ends. If `work` ends
-    /// later, it still takes effect.
+    /// Runs `work` in a thread, and waits for at most `budget` until `work` ends. If `work` needs
+    /// more time, it continues and still takes effect.
     async fn in_settings_thread(
         &self,
         budget: Duration,
@@ -108,7 +108,7 @@ impl Service {
         let (sender, receiver) = oneshot::channel();
         in_own_thread("settings", move || {
             work(&configurator);
-            // The receiver may have stopped waiting.
+            // Ignore a failed send, because the receiver may have stopped waiting.
             let _ = sender.send(());
         });
         if timeout(budget, receiver).await.is_err() {
@@ -120,7 +120,7 @@ impl Service {
     }
 
     fn enqueue(&self, work: WorkItem) {
-        // The receiver lives as long as the program.
+        // This send cannot fail, because the receiver exists until the program ends.
         let _ = self.work.send(work);
     }
 
@@ -171,9 +171,9 @@ impl Plugin for Service {
     async fn configure(&self, configuration: Configuration) -> Result<(), Refusal> {
         self.reports.metrics.connections.inc();
         *lock(&self.budget) = configuration.request_timeout / BUDGET;
-        // A runtime that has launched the plugin sends the same text with every connection. The
-        // plugin then watches the configuration file for newer text. If the runtime has not
-        // launched the plugin, the plugin has read the file itself.
+        // A runtime that has launched the plugin sends the same configuration text on every
+        // connection. The plugin then watches the configuration file for newer text. If the runtime
+        // has not launched the plugin, the plugin has read the file itself.
         let config = match &configuration.drop_in {
             Some(text) if !self.configured.swap(true, Ordering::Relaxed) => {
                 let config = Config::parse(text.as_bytes(), "configuration from the runtime");
@@ -185,8 +185,8 @@ impl Plugin for Service {
         let work = self.work.clone();
         let apply = move |configurator: &Configurator| {
             configurator.apply_config(config);
-            // The synchronization may have ended before the work, so request a check. The receiver
-            // lives as long as the program.
+            // The synchronization may already have ended, so request a check. This send cannot
+            // fail, because the receiver exists until the program ends.
             let _ = work.send(WorkItem::All);
         };
         self.in_settings_thread(budget, apply).await;

@@ -13,15 +13,15 @@ use crate::agent::decrease::DecreaseResult;
 use crate::config::Shrink;
 use crate::lock;
 
-/// Reason for the refusal of a pod's limit decrease. The text is constant, because the kubelet
-/// makes an Event of each new text and retries every 10 to 15 s.
+/// Reason that the plugin gives if it refuses to lower a pod's limit. The text is constant, because
+/// the kubelet creates an Event for each new text and retries every 10 to 15 s.
 const WOULD_KILL_IN_POD: &str = "\
 memory limit of the pod not lowered: it uses more than that and would have processes \
 killed; it has to free memory first, or the limit to be higher (plimsoll's log has the \
 numbers)";
 
-/// Reason for the refusal of a pod's limit decrease during another limit decrease of the pod. This
-/// text is also constant.
+/// Reason that the plugin gives while another limit decrease of the pod is in progress. This text
+/// is also constant.
 const BUSY_IN_POD: &str = "\
 memory limit of the pod not lowered: the kernel still reclaims memory for an earlier limit \
 decrease; try again";

@@ -20,31 +20,31 @@ use crate::state::resolved::Resolved;
 use crate::state::shared::SharedState;
 use crate::state::update_phase::Party;
 
-/// Reason for the refusal of a limit decrease. The text is constant, because the kubelet makes an
-/// Event of each new text and retries every 10 to 15 s.
+/// Reason that the plugin gives if it refuses to lower a container's limit. The text is constant,
+/// because the kubelet creates an Event for each new text and retries every 10 to 15 s.
 const WOULD_KILL: &str = "\
 memory limit not lowered: the container uses more than that and would be killed; it has to \
 free memory first, or the limit to be higher (plimsoll's log has the numbers)";
 
-/// Reason for the refusal of a limit decrease during another limit decrease of the container. This
+/// Reason that the plugin gives while another limit decrease of the container is in progress. This
 /// text is also constant.
 const DECREASE_BUSY: &str = "\
 memory limit not lowered: the kernel still reclaims memory for an earlier limit decrease; \
 try again";
 
 impl Service {
-    /// Returns the kubelet's checkpoint entries of a container and its pod. The result is
-    /// inconclusive if the plugin cannot read the entries in time. The reconcile task reads the
-    /// entries again after the start or update.
+    /// Returns the kubelet's checkpoint entries of a container and its pod. If the plugin cannot
+    /// read the entries in time, the result says so. The reconcile task reads the entries again
+    /// after the start or update.
     pub(super) async fn record(&self, container: &Container) -> RecordSearch {
         let budget = *lock(&self.budget);
         let records = &self.state.containers.records;
         records.lookup(&container.uid, &container.name, container.moment, budget).await
     }
 
-    /// Translates a container that was created without this plugin, or before the plugin was
-    /// restarted. If the plugin has changed the container, the reported `unified` map contains the
-    /// plugin's values. In this case, the result contains the original values instead.
+    /// Translates data about a container that was created without this plugin, or before the plugin
+    /// was restarted. If the plugin has changed the container, the reported `unified` map contains
+    /// the plugin's values. In this case, the result contains the original values instead.
     pub(super) fn found(&self, pod: &PodSandbox, container: &api::Container) -> Container {
         let mut found = translate(pod, container, self.page_size());
         if let Some(before) = self.state.containers.before(&container.id) {
@@ -53,8 +53,8 @@ impl Service {
         found
     }
 
-    /// Computes the desired state of a container after an event. Writes the cgroups above the
-    /// container, and reports the incidents.
+    /// Computes the desired state of a container after an event. Writes the values of the cgroups
+    /// above the container, and reports all incidents.
     ///
     /// `store` stores the container after the plugin has read the kubelet's checkpoint entry.
     /// `store` returns `None` if the plugin has removed the container meanwhile.

@@ -1,4 +1,4 @@
-//! The answer to Synchronize, which adopts the pods and containers that the runtime reports.
+//! The answer to Synchronize, which stores the pods and containers that the runtime reports.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,15 +11,15 @@ use crate::agent::reconciler::WorkItem;
 use crate::state::container::Container;
 
 impl Service {
-    /// Replaces all sandboxes and containers by those that the runtime reports. The reply contains
-    /// no updates, because the runtime would keep its lock until it has updated the last container.
-    /// The reconcile task updates the containers later.
+    /// Replaces all sandboxes and containers with those that the runtime reports. The reply
+    /// contains no updates, because the runtime would keep its lock until it has updated the last
+    /// container. The reconcile task updates the containers later.
     pub(super) async fn adopt(&self, pods: Vec<PodSandbox>, containers: Vec<api::Container>) {
         let alive = newest(containers.into_iter().filter(|container| !has_ended(container)));
         // Runtimes also report sandboxes that have ended but are not removed yet. A sandbox whose
-        // cgroup does not exist counts as ended. However, a live sandbox of CRI-O has no process,
-        // so the cgroup that CRI-O names does not exist. Therefore a sandbox with a live container
-        // also counts as live.
+        // cgroup does not exist counts as ended. However, with CRI-O a live sandbox has no process,
+        // so the cgroup that CRI-O reports does not exist. Therefore a sandbox with a live
+        // container also counts as live.
         let live: HashSet<&str> =
             alive.iter().map(|container| container.pod_sandbox_id.as_str()).collect();
         let ended = self.ended_sandboxes(&pods, &live).await;

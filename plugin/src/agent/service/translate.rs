@@ -15,7 +15,7 @@ use crate::state::container::Container;
 use crate::state::levels::Sandbox;
 use crate::state::update_phase::UpdatePhase;
 
-/// Returns the sandbox of a pod that the kubelet manages. Returns `None` for any other pod.
+/// Returns a pod's sandbox. Returns `None` if the kubelet does not manage the pod.
 pub(super) fn sandbox(pod: &PodSandbox) -> Option<Sandbox> {
     let linux = pod.linux.get_or_default();
     let place = place(&linux.cgroup_parent)?;
@@ -83,7 +83,7 @@ pub(super) fn has_ended(container: &api::Container) -> bool {
     matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_STOPPED))
 }
 
-/// Translates a container that the runtime has reported. Reports invalid data and ignores it.
+/// Translates the runtime's data about a container. Reports invalid data and ignores it.
 pub(super) fn translate(pod: &PodSandbox, container: &api::Container, page: PageSize) -> Container {
     let linux = container.linux.get_or_default();
     let resources = linux.resources.get_or_default();
@@ -137,7 +137,7 @@ pub(super) fn translate(pod: &PodSandbox, container: &api::Container, page: Page
     translated
 }
 
-/// Returns the CPU shares that `resources` asks for. Returns `known` if `resources` asks for none.
+/// Returns the CPU shares in `resources`. Returns `known` if `resources` contains no CPU shares.
 pub(super) fn shares(resources: &LinuxResources, known: CpuShares) -> CpuShares {
     match resources.cpu.get_or_default().shares.get_or_default().value {
         0 => known,
@@ -145,7 +145,7 @@ pub(super) fn shares(resources: &LinuxResources, known: CpuShares) -> CpuShares 
     }
 }
 
-/// Returns the CPU limit that `resources` asks for. Returns `known` if `resources` asks for none.
+/// Returns the CPU limit in `resources`. Returns `known` if `resources` contains no CPU limit.
 pub(super) fn cpu(resources: &LinuxResources, known: CpuMax) -> CpuMax {
     let cpu = resources.cpu.get_or_default();
     known.updated(cpu.quota.get_or_default().value, cpu.period.get_or_default().value)

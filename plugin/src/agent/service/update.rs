@@ -35,9 +35,9 @@ impl Service {
         let Some(known) = self.known_or_found(&pod, &reported) else { return Ok(Vec::new()) };
         let update = self.state.containers.next_update();
         self.state.containers.on_phase(&known.id, |phase| phase.announce(update));
-        // The runtime does not report a failed update. After this, the values in the files may not
-        // match the limit. The runtime may also stop waiting for this answer. Therefore schedule a
-        // check.
+        // The runtime does not report a failed update. After a failed update, the values in the
+        // files may not match the limit. The runtime may also stop waiting for this answer.
+        // Therefore schedule a check.
         self.enqueue(WorkItem::CheckUpdateLater(known.id.clone(), update));
         let sets_limit = asked_limit(&resources) != 0;
         let mut updated = with_resources(&known, &resources);
@@ -92,7 +92,7 @@ impl Service {
             return None;
         }
         // Add the container now, because a limit decrease stores the original memory.high in the
-        // known container.
+        // plugin's data about the container.
         Some(self.state.containers.insert_found(self.found(pod, reported)))
     }
 
@@ -132,7 +132,7 @@ impl Service {
     }
 }
 
-/// Returns the memory limit that the update asks for. Returns 0 if the update asks for none.
+/// Returns the memory limit that the update asks for. Returns 0 if the update has no limit.
 fn asked_limit(resources: &LinuxResources) -> i64 {
     resources.memory.limit.as_ref().map_or(0, |limit| limit.value)
 }
@@ -174,8 +174,8 @@ fn values_in_reply(
     KNOBS
         .into_iter()
         .filter_map(|knob| Some((knob, desired_state.value(knob)?)))
-        // Leave the client's values unchanged, as at the creation. The reconcile task checks the
-        // files after the update.
+        // Do not change the client's values, as in the answer to CreateContainer. The reconcile
+        // task checks the files after the update.
         .filter(|(knob, _)| !is_claimed(claimed, *knob))
         .filter(|(knob, value)| {
             if claimed.contains_key(knob.file_name()) {
