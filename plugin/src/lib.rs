@@ -34,8 +34,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Runs `work` in a new thread instead of one of the few blocking threads of tokio.
 ///
-/// If the kernel allows no more threads, the function logs a warning and drops `work`. If a
-/// receiver waits for the result, it then finds that its sender was dropped.
+/// If the kernel allows no more threads, the function logs a warning and drops `work`. A receiver
+/// of the result then finds that its sender was dropped.
 pub(crate) fn in_own_thread(name: &str, work: impl FnOnce() + Send + 'static) {
     #[cfg(test)]
     OWN_THREADS.with(|threads| threads.set(threads.get() + 1));

@@ -1,4 +1,4 @@
-//! State of the plugin, partly kept in files that survive a restart.
+//! State of the plugin. Parts of it are in files that survive a restart of the plugin.
 
 pub mod atomic_file;
 pub mod brake;

@@ -56,8 +56,8 @@ impl Values {
         Knob::ALL.into_iter().filter_map(value).collect()
     }
 
-    /// Returns the protection by these values of `memory.min` and `memory.low`. The value `max`
-    /// counts as 0, because a sum cannot contain `max`.
+    /// Returns the protection that the values of `memory.min` and `memory.low` give. The value
+    /// `max` counts as 0, because a sum cannot contain `max`.
     pub fn protection(&self) -> Protection {
         let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
         Protection { min: bytes(self.min), low: bytes(self.low) }

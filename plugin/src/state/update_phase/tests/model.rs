@@ -56,7 +56,7 @@ pub(super) enum Event {
     ForeignWrite { high: u64 },
 }
 
-/// Way in which the plugin's answer to an announced update ends.
+/// Outcome of the plugin's answer to an announced update.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum HandlerEnd {
     Accepts,
@@ -165,7 +165,7 @@ enum Progress {
     IsHandled,
 }
 
-/// Limit request that the reconcile task has not yet taken from its queue.
+/// Request for a limit that the reconcile task has not yet taken from its queue.
 #[derive(Clone, Copy, Debug)]
 struct LimitWork {
     limit: u64,
@@ -202,7 +202,7 @@ pub(super) struct World {
     /// plugin. `None` after a failed update.
     expected: Option<u64>,
     is_ambiguous: bool,
-    /// Whether the plugin was killed while only the files had its values.
+    /// Whether the plugin was killed when the files had its values but the runtime did not.
     pub(super) is_store_unknown: bool,
 }
 
@@ -390,8 +390,8 @@ impl World {
         // The plugin always answers an update long before this deadline.
         if self.handler.is_none() && self.updates > 0 {
             let has_given_up = self.phase.give_up(UpdateId::new(self.updates));
-            // The plugin adopts the limit in force, without knowing whether the runtime set this
-            // limit first or last.
+            // The plugin adopts the limit in force, but does not know in which order the runtime
+            // handled the update and the plugin's request.
             self.is_ambiguous |= has_given_up && self.phase.is_overtaken;
         }
     }
