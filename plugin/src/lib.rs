@@ -8,7 +8,7 @@
 //! 1. [`plimsoll_core::pod::PodCgroup::parse`] finds the kubelet's QoS class in the cgroup parent.
 //! 2. [`kubelet::checkpoint::Checkpoints::lookup`] finds the request in the kubelet's checkpoint
 //!    files. [`plimsoll_core::requests::annotation::Overrides::read`] reads the pod's annotations.
-//! 3. [`plimsoll_core::requests::resolve`] chooses the best source for the request.
+//! 3. [`plimsoll_core::requests::resolve`] chooses the best source for the memory request.
 //! 4. [`plimsoll_core::policy::desired`] computes the desired values of `memory.min`, `memory.low`
 //!    and `memory.high`.
 //! 5. [`agent::service`] returns the desired values to the runtime. [`agent::reconciler`] writes

@@ -75,7 +75,7 @@ pub struct Container {
 pub struct DesiredState {
     /// QoS class of the pod.
     pub class: QosClass,
-    /// Memory request; `None` if unknown.
+    /// Memory request of the container. `None` if the plugin does not know it.
     pub request: Option<Request>,
     /// Values that the policy computed for the container.
     pub desired: Desired,

@@ -122,7 +122,7 @@ pub(crate) struct LastReported {
     pub(crate) kills: Option<u64>,
     /// Report that the plugin must not raise the limit further.
     pub(crate) ceiling: Option<u64>,
-    /// Request that asks the runtime to raise the limit.
+    /// The plugin's request to the runtime to raise the limit.
     pub(crate) raised: Option<u64>,
     /// Report of a raise that the plugin only planned, because it was in observe mode.
     pub(crate) planned: Option<u64>,

@@ -1,4 +1,4 @@
-//! State of the plugin. Parts of it are in files that survive a restart of the plugin.
+//! State of the plugin. A part of this state is in files that survive a restart of the plugin.
 
 pub mod atomic_file;
 pub mod brake;

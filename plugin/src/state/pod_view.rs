@@ -10,8 +10,8 @@ use crate::kubelet::checkpoint::{PodLevel, PodRecord, RecordSearch, RecordedLimi
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 
-/// Evidence about a pod's limits, without the limits in the pod's cgroup. The evidence is the
-/// kubelet's checkpoint entry and the containers that have not ended.
+/// Evidence about a pod's limits, except the current limits in the pod's cgroup. The evidence is
+/// the kubelet's checkpoint entry and the containers that have not ended.
 #[derive(Clone, Debug)]
 pub struct PodView {
     /// Evidence about the memory limit, in bytes.

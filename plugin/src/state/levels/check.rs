@@ -27,7 +27,7 @@ pub struct Checked {
 /// Next action after a check of a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckNext {
-    /// The cgroup has its desired values, or the plugin leaves other values in place.
+    /// The cgroup has its desired values, or the plugin tolerates the other values.
     Settled,
     /// The caller must check the cgroup again after this time.
     Again(Duration),

@@ -78,7 +78,7 @@ struct State {
     /// Whether the plugin must not lower any value, because the tree does not contain all
     /// containers yet.
     hold: bool,
-    /// Whether the plugin leaves changes by other programs in place (`repair: false`).
+    /// Whether the plugin does not repair changes by other programs (`repair: false`).
     leaves_changes: bool,
     /// Files that another program has changed with `repair: false`, with the inode and the desired
     /// value. The plugin does not write these files until their desired values change.
@@ -241,8 +241,8 @@ impl Levels {
         self.apply_levels(&mut state, levels, Some(&pod));
     }
 
-    /// Replaces all sandboxes by the sandboxes that the runtime reported. The plugin lowers no
-    /// value until [`Levels::settle`], because it does not know all containers yet.
+    /// Replaces all sandboxes by the sandboxes that the runtime reported. Until [`Levels::settle`],
+    /// the plugin lowers no value, because it does not know all containers.
     pub fn synchronize(&self, sandboxes: Vec<Sandbox>) {
         let mut state = lock(&self.state);
         state.synchronized += 1;

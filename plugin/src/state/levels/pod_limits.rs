@@ -1,7 +1,7 @@
 //! Raises pod limits that are lower than the sum of the containers' limits.
 //!
 //! The plugin raises a pod limit only if it knows that this limit is the sum of the containers'
-//! limits. The plugin never lowers a pod limit. Only the kubelet does so.
+//! limits. The plugin never lowers a pod limit. Only the kubelet lowers pod limits.
 
 use std::str::FromStr;
 use std::time::Duration;

@@ -24,7 +24,7 @@ impl Levels {
     /// The caller must first examine all containers. Removes the protection claims of unknown
     /// containers. `synchronized` is the result of [`Levels::synchronized`] before this
     /// examination. Does nothing if there was no synchronization yet, or if there was a newer one.
-    /// In both cases, the caller does not know all containers.
+    /// In these two cases, the caller does not know all containers.
     ///
     /// Event handlers can take the lock between two batches of cgroups.
     pub fn settle(&self, is_known: impl Fn(&str) -> bool, policy: &Policy, synchronized: u64) {

@@ -64,7 +64,7 @@ pub struct Originals {
     raised: Vec<RaisedLimit>,
     /// Value of `memory.high` before a limit decrease lowered it, by container ID.
     decreasing: HashMap<String, Limit>,
-    /// Cgroups above containers whose original values the plugin has restored, with these values.
+    /// Original values of the cgroups above containers in which the plugin has restored them.
     former: HashMap<Target, Values>,
     /// Complete lines that the plugin cannot interpret. Each may be about a target that the plugin
     /// has changed.

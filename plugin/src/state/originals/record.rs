@@ -30,8 +30,8 @@ pub struct Values {
 }
 
 impl Values {
-    /// Returns the values that a `unified` map of OCI asks for. Leaves out the kernel's defaults,
-    /// and values that the plugin cannot parse.
+    /// Returns the values that the `unified` map of an OCI specification contains. Leaves out the
+    /// kernel's defaults, and values that the plugin cannot parse.
     pub fn of_unified(unified: &HashMap<String, String>) -> Self {
         let value = |knob: Knob| {
             let value = unified.get(knob.file_name())?.parse().ok()?;
@@ -50,7 +50,7 @@ impl Values {
         Ok(Self { min: read(Knob::Min)?, low: read(Knob::Low)?, high: read(Knob::High)? })
     }
 
-    /// Returns a `unified` map of OCI that asks for these values.
+    /// Returns a `unified` map of an OCI specification with these values.
     pub fn to_unified(self) -> HashMap<String, String> {
         let value = |knob: Knob| Some((knob.file_name().to_owned(), self.get(knob)?.to_string()));
         Knob::ALL.into_iter().filter_map(value).collect()

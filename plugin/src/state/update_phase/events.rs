@@ -148,7 +148,7 @@ impl UpdatePhase {
     }
 
     /// The runtime has handled the plugin's request, or the plugin has not sent the request.
-    /// `was_sent` says whether the runtime has accepted the values.
+    /// `was_sent` tells whether the runtime has accepted the values.
     pub fn answered(&mut self, was_sent: bool) {
         let is_lowered_since = std::mem::take(&mut self.is_lowered_during_request);
         if was_sent && self.request != Request::Prepared {
@@ -242,9 +242,8 @@ impl UpdatePhase {
         (self.stored, self.is_written, self.is_unmanaged) = (None, false, false);
     }
 
-    /// The runtime has reported the container again after a reconnection. `is_same_request` says
-    /// whether the user still asks for the same limit. `former` is the phase before the
-    /// reconnection.
+    /// The runtime has reported the container again after a reconnection. `is_same_request` tells
+    /// whether the user still wants the same limit. `former` is the phase before the reconnection.
     pub fn reconnect(former: &Self, is_same_request: bool) -> Self {
         let mut phase = *former;
         phase.limit_set_by = UpdateId::CREATION;

@@ -20,7 +20,7 @@ impl UpdateId {
     }
 }
 
-/// Origin of a container's limit. Once the origin has changed, the plugin's request for another
+/// Origin of a container's limit. Once the origin has changed, the plugin's request to set another
 /// limit is no longer valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitOrigin {
@@ -44,14 +44,14 @@ pub struct UpdatePhase {
     pub(super) request: Request,
     /// Whether the plugin has adopted the limit in force, which the runtime may not have stored.
     pub(super) is_limit_unstored: bool,
-    /// Whether the runtime may have set another limit at the plugin's request.
+    /// Whether the runtime may have set another limit because the plugin asked for it.
     pub(super) is_limit_requested: bool,
-    /// Whether the runtime may have handled the plugin's request for a limit after the user's newer
-    /// update.
+    /// Whether the runtime may have handled the plugin's request to set a limit after the user's
+    /// newer update.
     pub(super) is_overtaken: bool,
-    /// Time of the plugin's last request for a limit.
+    /// Time when the plugin last asked the runtime to set a limit.
     pub(super) limit_requested: Option<Instant>,
-    /// Time of the plugin's last request for memory values.
+    /// Time when the plugin last asked the runtime to set memory values.
     pub(super) values_requested: Option<Instant>,
     pub(super) high: HighOverride,
     /// Desired values that the plugin last found in all files.
@@ -124,18 +124,18 @@ pub enum UpdateResult {
     Unconfirmed,
 }
 
-/// The plugin's own request to the runtime.
+/// The plugin's request that asks the runtime to change the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
     None,
     /// The plugin is preparing a limit decrease, or waits to request it. The plugin may have
     /// lowered `memory.high` already.
     Prepared,
-    /// A request for memory values, perhaps with the limit in force.
+    /// A request to set memory values, perhaps together with the limit in force.
     Values {
         has_limit: bool,
     },
-    /// A request for a memory limit.
+    /// A request to set a memory limit.
     Limit,
 }
 
@@ -148,7 +148,7 @@ pub enum Party {
     Plugin,
 }
 
-/// Decision about the plugin's request for a limit.
+/// Decision about the plugin's request to set a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitRequest {
     /// Send the request now.
@@ -172,8 +172,8 @@ pub enum LimitMeaning {
     /// The plugin does not know whether the runtime set the container's limit. The plugin adopts
     /// the limit in force.
     Adopted,
-    /// The runtime may have handled an older request of the plugin last. The plugin requests the
-    /// container's limit again.
+    /// The runtime may have handled an older request of the plugin last. The plugin asks the
+    /// runtime again to set the container's limit.
     Overtaken,
 }
 
@@ -246,12 +246,12 @@ impl UpdatePhase {
         }
     }
 
-    /// Returns the time of the plugin's last request for a limit.
+    /// Returns the time when the plugin last asked the runtime to set a limit.
     pub fn limit_requested(&self) -> Option<Instant> {
         self.limit_requested
     }
 
-    /// Returns whether the plugin has requested memory values since `earlier`.
+    /// Returns whether the plugin has asked the runtime to set memory values since `earlier`.
     pub fn has_requested_values_since(&self, earlier: Instant) -> bool {
         self.values_requested.is_some_and(|requested| requested > earlier)
     }

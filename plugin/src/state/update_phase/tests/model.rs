@@ -15,7 +15,7 @@ use super::super::{
 /// Event of the model. An event that is impossible in the current state has no effect.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Event {
-    /// The user requests another memory limit, or changes only the CPU limit.
+    /// The user changes the memory limit, or only the CPU limit.
     UserUpdates { limit: Option<u64> },
     /// The plugin replies to the announced update.
     HandlerEnds(HandlerEnd),
@@ -30,7 +30,7 @@ pub(super) enum Event {
     DeferralIsTried { fits: bool },
     /// An OOM rescue raises the limit.
     RescueRaises,
-    /// The reconcile task takes the next request for a limit from its queue.
+    /// The reconcile task takes the next request to set a limit from its queue.
     LimitWorkIsTaken,
     /// The plugin sends its request, or finds that the runtime is too busy.
     RequestIsSent { is_busy: bool },
@@ -64,7 +64,7 @@ pub(super) enum HandlerEnd {
     Refuses,
     /// The plugin defers a limit decrease.
     Defers,
-    /// The runtime stops waiting for the plugin, and applies the update as the user requested it.
+    /// The runtime stops waiting for the plugin, and applies the user's unchanged update.
     IsDropped,
 }
 
@@ -165,7 +165,7 @@ enum Progress {
     IsHandled,
 }
 
-/// Request for a limit that the reconcile task has not yet taken from its queue.
+/// Request to set a limit, which the reconcile task has not yet taken from its queue.
 #[derive(Clone, Copy, Debug)]
 struct LimitWork {
     limit: u64,
