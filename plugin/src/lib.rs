@@ -8,7 +8,7 @@
 //! 1. [`plimsoll_core::pod::PodCgroup::parse`] finds the kubelet's QoS class in the cgroup parent.
 //! 2. [`kubelet::checkpoint::Checkpoints::lookup`] finds the request in the kubelet's checkpoint
 //!    files. [`plimsoll_core::requests::annotation::Overrides::read`] reads the pod's annotations.
-//! 3. [`plimsoll_core::requests::resolve`] chooses the best source for the request.
+//! 3. [`plimsoll_core::requests::resolve`] chooses the best source for the memory request.
 //! 4. [`plimsoll_core::policy::desired`] computes the desired values of `memory.min`, `memory.low`
 //!    and `memory.high`.
 //! 5. [`agent::service`] returns the desired values to the runtime. [`agent::reconciler`] writes
@@ -34,8 +34,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Runs `work` in a new thread instead of one of the few blocking threads of tokio.
 ///
-/// If the kernel allows no more threads, the function logs a warning and drops `work`. If a
-/// receiver waits for the result, it then finds that its sender was dropped.
+/// If the kernel allows no more threads, the function logs a warning and drops `work`. A receiver
+/// of the result then finds that its sender was dropped.
 pub(crate) fn in_own_thread(name: &str, work: impl FnOnce() + Send + 'static) {
     #[cfg(test)]
     OWN_THREADS.with(|threads| threads.set(threads.get() + 1));

@@ -5,10 +5,10 @@ use std::io;
 use std::path::Path;
 
 /// Replaces the file at `path`: a reader sees either the old or the complete new content. Creates
-/// missing directories. No other write to the same path may be under way.
+/// missing directories. The caller must not start two writes to the same path at once.
 ///
 /// The function does not call fsync. The files are on a tmpfs, which a power failure erases anyway.
-/// A crash of the plugin loses no completed write.
+/// Completed writes survive a crash of the plugin.
 ///
 /// # Errors
 ///
@@ -79,7 +79,7 @@ mod tests {
     fn a_failed_write_leaves_no_temporary_file() {
         let host = tempfile::tempdir().unwrap();
         let path = host.path().join("brake");
-        // A file cannot replace a directory.
+        // The write fails, because a file cannot replace a directory.
         fs::create_dir(&path).unwrap();
         assert!(replace(&path, b"text").is_err());
         assert_eq!(names(&path), [&*path]);

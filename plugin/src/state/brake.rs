@@ -1,9 +1,9 @@
-//! Automatic brake, which stops all writes of the plugin after too many interventions.
+//! Automatic brake: after too many repairs, conflicts or OOM kills, the plugin stops writing.
 //!
-//! [`Tally`] counts repairs, conflicts, and OOM kills because of limits that the plugin has set.
-//! When one count exceeds its maximum ([`Bounds`]), the plugin behaves as with `mode: observe`. A
-//! file ([`Record`]) keeps the brake applied across restarts of the plugin. The file is below
-//! `/run`, so a reboot removes it. An operator removes the file with `plimsoll reset-brake`.
+//! [`Tally`] counts repairs, conflicts, and the OOM kills that the plugin's own limits caused. When
+//! one count exceeds its maximum ([`Bounds`]), the plugin behaves as in observe mode. A restarted
+//! plugin applies the brake again if the file with the [`Record`] exists. The file is below `/run`,
+//! so a reboot removes it. An operator removes the file with `plimsoll reset-brake`.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -23,13 +23,13 @@ use crate::state::originals::DIRECTORY;
 /// Name of the file with the [`Record`]. The file is in the plugin's directory.
 pub const FILE: &str = "brake";
 
-/// Kind of event that can be the cause of an applied brake.
+/// Kind of event that the brake counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     /// The plugin restored a value that another program had changed.
     Repairs,
-    /// The plugin left a value as another program set it.
+    /// The plugin stopped repairing a value that another program keeps changing.
     Conflicts,
     /// The kernel killed a process because of a limit that the plugin has set.
     Kills,
@@ -46,7 +46,7 @@ impl Cause {
         }
     }
 
-    /// Returns the name of the cause in messages.
+    /// Returns the name that messages use for this cause.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Repairs => "repairs",
@@ -56,7 +56,7 @@ impl Cause {
     }
 }
 
-/// Reason why the brake was applied, stored in a file.
+/// Reason why the plugin applied the brake. The plugin stores it in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
@@ -139,12 +139,12 @@ struct Counts {
 }
 
 impl Tally {
-    /// Sets the maximum counts. With `None`, the tally counts no event.
+    /// Sets the maximum counts. With `None`, events do not count.
     pub fn configure(&self, bounds: Option<Bounds>) {
         lock(&self.counts).bounds = bounds;
     }
 
-    /// Resets all counts. An operator's reset of the brake needs this call.
+    /// Resets all counts. Must be called when an operator resets the brake.
     pub fn clear(&self) {
         let mut counts = lock(&self.counts);
         *counts = Counts { bounds: counts.bounds, ..Counts::default() };
@@ -161,7 +161,7 @@ impl Tally {
         while times.front().is_some_and(|first| now.duration_since(*first) > bounds.window) {
             times.pop_front();
         }
-        // The comparison with the maximum needs no more entries, even in a long window.
+        // Keep only as many entries as the comparison with the maximum needs.
         while times.len() > bound as usize + 1 {
             times.pop_front();
         }
@@ -171,8 +171,8 @@ impl Tally {
         }
     }
 
-    /// Waits until a count exceeds its maximum, then returns the record of the brake. The tally
-    /// then counts nothing until the caller calls [`Self::clear`].
+    /// Waits until a count exceeds its maximum, then returns the record of the brake. Afterwards,
+    /// events do not count until the caller calls [`Self::clear`].
     pub async fn exceeded(&self, at: impl Fn() -> u64) -> Record {
         loop {
             let exceeded = {

@@ -1,4 +1,4 @@
-//! A container as the runtime reported it, and its desired state.
+//! Data that the runtime reported about a container, and the container's desired state.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use crate::kubelet::checkpoint::Moment;
 use crate::state::originals::Values;
 use crate::state::update_phase::{HighOverride, StoredValues, UpdatePhase, stored_values};
 
-/// A container as the runtime reported it.
+/// Data about a container, most of which the runtime reported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Container {
     /// ID in the runtime.
@@ -29,8 +29,8 @@ pub struct Container {
     pub uid: PodUid,
     /// ID of the sandbox of the container's pod.
     pub sandbox: String,
-    /// Memory limit that the container should have. This limit comes from the create request or the
-    /// last update, or the plugin chose it instead.
+    /// Memory limit that the container should have. The create request, the last update or the
+    /// plugin has set this limit.
     pub limit: Limit,
     /// Memory limit that the user asks for.
     pub asked: Limit,
@@ -51,14 +51,14 @@ pub struct Container {
     pub overrides: Overrides,
     /// The container's `oom_score_adj`.
     pub oom_score_adj: Option<i64>,
-    /// Last operation of the kubelet on the container. This operation determines which of the
-    /// kubelet's checkpoint entries is correct. The kubelet writes the entry of an update shortly
-    /// after it has applied the update.
+    /// Last operation that the kubelet performed on the container. This operation determines which
+    /// of the kubelet's checkpoint entries is correct. The kubelet writes the entry of an update
+    /// shortly after it has applied the update.
     pub moment: Moment,
-    /// Whether the container was started, so that it has a cgroup.
+    /// Whether the container was started and therefore has a cgroup.
     pub started: bool,
-    /// Whether the plugin has seen processes in the container's cgroup. If so, the container has
-    /// ended once the cgroup no longer exists.
+    /// Whether the plugin has seen processes in the container's cgroup. Afterwards, a missing
+    /// cgroup means that the container has ended.
     ///
     /// With Kata and gVisor, this field stays false. With these runtimes, all processes of a pod
     /// are in the cgroup of the pod's sandbox, and only the runtime reports the end of a container.
@@ -75,9 +75,9 @@ pub struct Container {
 pub struct DesiredState {
     /// QoS class of the pod.
     pub class: QosClass,
-    /// Memory request; `None` if unknown.
+    /// Memory request of the container. `None` if the plugin does not know it.
     pub request: Option<Request>,
-    /// Values that the policy desires.
+    /// Values that the policy computed for the container.
     pub desired: Desired,
     /// Problems to report in the log.
     pub notices: Vec<Notice>,
@@ -99,13 +99,13 @@ impl From<&Container> for Subject {
 }
 
 impl Container {
-    /// Returns the kubelet's QoS class of the pod. Returns `None` if no kubelet created the pod's
-    /// cgroup.
+    /// Returns the QoS class that the kubelet gave the pod. Returns `None` if no kubelet created
+    /// the pod's cgroup.
     pub fn class(&self) -> Option<QosClass> {
         self.place.as_ref().map(PodPlace::class)
     }
 
-    /// Returns whether the container has not started yet or has not ended.
+    /// Returns false only if the container has certainly ended.
     pub fn is_alive(&self, root: &CgroupRoot) -> bool {
         let is_gone =
             |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
@@ -132,10 +132,10 @@ impl Container {
 }
 
 impl DesiredState {
-    /// Returns the desired value of a file. Returns `None` if the plugin must leave the file alone.
+    /// Returns the desired value of a file. Returns `None` if the plugin must not write the file.
     ///
-    /// If the policy has no value for a file, the original value counts as the desired value. The
-    /// plugin leaves a file alone if it has never changed this file.
+    /// If the policy has no value for a file, the original value counts as the desired value.
+    /// However, the result is `None` if the plugin has never changed the files.
     pub fn value(&self, knob: Knob) -> Option<Limit> {
         let (decision, value) = match knob {
             Knob::Min => (&self.desired.min, self.desired.min_value()),
@@ -150,12 +150,12 @@ impl DesiredState {
         }
     }
 
-    /// Returns the desired values of the files, without the files that the plugin must leave alone.
+    /// Returns the desired values of the files that the plugin may write.
     pub fn values(&self) -> Vec<(Knob, Limit)> {
         KNOBS.into_iter().filter_map(|knob| Some((knob, self.value(knob)?))).collect()
     }
 
-    /// Returns the desired values in the form that an [`UpdatePhase`] stores.
+    /// Returns the desired values as [`StoredValues`], the type that an [`UpdatePhase`] stores.
     pub fn stored_values(&self) -> StoredValues {
         stored_values(&self.values())
     }

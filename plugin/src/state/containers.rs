@@ -35,7 +35,7 @@ pub struct Containers {
     /// Access to the kubelet's checkpoint entries.
     pub records: Records,
     originals: Arc<Mutex<Originals>>,
-    /// Number of insertions of containers so far.
+    /// How often the plugin has added or replaced a container so far.
     insertions: AtomicU64,
     /// Number of updates so far.
     updates: AtomicU64,
@@ -49,8 +49,8 @@ struct Index {
     by_id: HashMap<String, Arc<Container>>,
     /// IDs of the containers in a sandbox, by the ID of the sandbox.
     by_sandbox: HashMap<String, Vec<String>>,
-    /// Last limits that each container should have had, by sandbox ID and container name. Includes
-    /// ended containers.
+    /// Each container's last intended limits, by sandbox ID and container name. Includes ended
+    /// containers.
     last_limits: HashMap<String, HashMap<String, Limits>>,
 }
 
@@ -101,8 +101,8 @@ impl Containers {
         Event(self.traffic.clone())
     }
 
-    /// Returns the shortest waiting time after which the runtime can have been without an event for
-    /// the duration `quiet`.
+    /// Returns the minimum time to wait until the runtime has sent no event for the duration
+    /// `quiet`.
     pub fn until_quiet(&self, quiet: Duration) -> Duration {
         let traffic = lock(&self.traffic);
         if traffic.under_way > 0 {
@@ -144,13 +144,13 @@ impl Containers {
         container
     }
 
-    /// Returns the container, with the stored value of `memory.high` from before a limit decrease.
+    /// Returns `container` with the stored value of `memory.high` from before a limit decrease.
     fn restarted(&self, container: Container) -> Container {
         let high = lock(&self.originals).high_during_decrease(&container.id);
         Container { phase: UpdatePhase::restart(high), ..container }
     }
 
-    /// Replaces all containers. `sandboxes` are the IDs of the sandboxes that the runtime has.
+    /// Replaces all containers. `sandboxes` are the IDs of the sandboxes that the runtime reported.
     pub fn replace(
         &self,
         containers: impl IntoIterator<Item = Container>,
@@ -159,9 +159,9 @@ impl Containers {
         let containers: Vec<_> =
             containers.into_iter().map(|container| self.restarted(container)).collect();
         let mut guard = lock(&self.known);
-        // Keep the last limits of the reported sandboxes, because the runtime does not report a
-        // container during its restart. Other sandboxes may have ended while the runtime was not
-        // connected.
+        // Keep the last limits of containers in the reported sandboxes, because the runtime does
+        // not report a container while that container restarts. Other sandboxes may have ended
+        // while the runtime was not connected.
         let mut last_limits = std::mem::take(&mut guard.last_limits);
         last_limits.retain(|sandbox, _| sandboxes.contains(sandbox));
         let mut known = Index { last_limits, ..Index::default() };
@@ -192,14 +192,14 @@ impl Containers {
         UpdateId::new(self.updates.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Applies an event to the phase of a container's updates. Returns the result of the event;
-    /// `None` for an unknown container.
+    /// Applies an event to the phase of a container's updates. Returns the value that `event`
+    /// returns, or `None` for an unknown container.
     pub fn on_phase<R>(&self, id: &str, event: impl FnOnce(&mut UpdatePhase) -> R) -> Option<R> {
         self.change(id, |container| event(&mut container.phase))
     }
 
     /// Applies an event to the phase of a container's updates if no other event has changed the
-    /// container since `container`.
+    /// container since the caller got `container`.
     pub fn on_current_phase<R>(
         &self,
         container: &Container,
@@ -211,8 +211,8 @@ impl Containers {
     }
 
     /// Records the accepted update with this identifier. `revise` sets the container's new limits.
-    /// Returns the container, and the last limits that this container or its predecessor should
-    /// have had. Returns `None` if the plugin has removed the container meanwhile.
+    /// Returns the container, and the last intended limits of this container or of an earlier
+    /// container with its name. Returns `None` if the plugin has removed the container meanwhile.
     pub fn accept(
         &self,
         id: &str,
@@ -232,7 +232,7 @@ impl Containers {
 
     /// Stores the value of `memory.high` before a limit decrease lowers it, so that the next plugin
     /// process can restore the value. `high` is the value in force. Returns the value to restore.
-    /// If an earlier decrease has lowered the file, this is the value before the earlier decrease.
+    /// If an earlier decrease has already lowered it, this is the value before that decrease.
     /// Returns `None` if the decrease must wait.
     pub fn begin_decrease(&self, container: &Container, by: Party, high: Limit) -> Option<Limit> {
         let begin = |phase: &mut UpdatePhase| {
@@ -258,8 +258,8 @@ impl Containers {
         settled.unwrap_or(false)
     }
 
-    /// Returns whether `container` is current: no event and no decision has changed the container
-    /// since then.
+    /// Returns whether no event and no decision has changed the container since the caller got
+    /// `container`.
     pub fn is_current(&self, container: &Container) -> bool {
         self.get(&container.id).is_some_and(|now| now.phase.is_current(&container.phase))
     }
@@ -349,7 +349,7 @@ impl Containers {
         ids.filter_map(|id| known.by_id.get(id).cloned()).collect()
     }
 
-    /// Returns the last limits that a container should have had, given its sandbox and its name.
+    /// Returns the last intended limits of the container with this name in the sandbox.
     pub fn last_limits(&self, sandbox: &str, name: &str) -> Option<Limits> {
         lock(&self.known).last_limits.get(sandbox)?.get(name).copied()
     }

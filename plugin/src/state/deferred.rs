@@ -23,9 +23,9 @@ pub struct DeferredLimits {
 pub struct Deferral {
     /// Limit that the user asks for.
     pub limit: Bytes,
-    /// Time of the first request for this limit.
+    /// Time when the user first asked for this limit.
     pub since: Instant,
-    /// Time since the first request after which the plugin gives up the limit.
+    /// Time after `since` until the plugin drops the deferred limit.
     pub timeout: Duration,
 }
 
@@ -34,7 +34,7 @@ impl DeferredLimits {
     pub fn put(&self, id: &str, limit: Bytes, timeout: Duration) {
         let new = Deferral { limit, since: Instant::now(), timeout };
         let mut waiting = lock(&self.waiting);
-        // A repeated request for the same limit keeps the time of the first request.
+        // If the user asks for the same limit again, keep the time of the first attempt.
         let same = waiting.get(id).filter(|before| before.limit == limit).copied();
         let deferral = same.map_or(new, |before| Deferral { timeout, ..before });
         waiting.insert(id.to_owned(), deferral);
@@ -62,7 +62,7 @@ impl DeferredLimits {
         self.added.notified().await;
     }
 
-    /// Drops the container's deferred limit, unless an update has replaced `deferral`.
+    /// Drops the container's deferred limit if it is still the one in `deferral`.
     pub fn settle(&self, id: &str, deferral: Deferral) {
         let mut waiting = lock(&self.waiting);
         let is_same = waiting

@@ -1,5 +1,5 @@
-//! File with the node guard's record about its change of `memory.max`. A restarted plugin or
-//! `plimsoll restore` uses the record to undo this change.
+//! File in which the node guard records its change of `memory.max`. A restarted plugin or `plimsoll
+//! restore` uses the file to undo this change.
 
 use std::fs;
 use std::io;

@@ -29,11 +29,10 @@ pub(crate) struct Counted {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Pod {
     pub(crate) inode: u64,
-    /// Counts from the pod's `memory.events` for which the plugin has found the container, or which
-    /// it has reported without a container.
+    /// Counts from the pod's `memory.events` that the plugin has handled: it found the container,
+    /// or reported that the container is unknown.
     pub(crate) accounted: Counts,
-    /// Number of times that the pod or one of its containers had reached its limit, as of the last
-    /// kill.
+    /// How often the pod or its containers had reached a limit when the plugin saw the last kill.
     pub(crate) limits_reached: u64,
     /// Running containers of the pod, by ID.
     pub(crate) running: BTreeMap<String, Running>,
@@ -54,7 +53,7 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// Marks the counts of a container's file as accounted for. Returns the new kills.
+    /// Records that the plugin has handled the counts in a container's file. Returns the new kills.
     pub(crate) fn account(&mut self, id: String, counts: Counts) -> Option<Killed> {
         let running = self.running.get_mut(&id)?;
         let times = counts.kills().saturating_sub(running.counted.kills());
@@ -63,8 +62,8 @@ impl Pod {
         Some(Killed { id, name: running.name.clone(), times, container: running.container.clone() })
     }
 
-    /// Finds the container of those kills in the pod's `memory.events` that no container's file
-    /// shows. `gone` are the IDs of the containers whose cgroups no longer exist.
+    /// Determines which container had the kills that only the pod's `memory.events` shows. `gone`
+    /// are the IDs of the containers whose cgroups no longer exist.
     pub(crate) fn attribute_rest(&mut self, events: Counts, gone: &[String]) -> Rest {
         let rest = events.since(self.accounted);
         if rest.kills() == 0 {
@@ -75,8 +74,8 @@ impl Pod {
         let last = gone.last().and_then(|id| Some((id, self.running.get(id)?)));
         match (names.len(), last) {
             (1, Some((id, last))) => {
-                // The plugin may have counted a part of the kill before the runtime removed the
-                // container's cgroup.
+                // The plugin may have counted some of the killed processes before the runtime
+                // removed the container's cgroup.
                 let times = last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
                 let (name, container) = (last.name.clone(), last.container.clone());
                 self.accounted = events;
@@ -96,11 +95,11 @@ impl Pod {
         }
     }
 
-    /// Returns whether the limit of the pod or of a container caused a kill. `reached` is the
-    /// number of times that usage reached a limit in the pod. `now` is in seconds.
+    /// Returns whether the limit of the pod or of a container caused a kill. `reached` tells how
+    /// often usage in the pod has reached a limit. `now` is in seconds.
     ///
     /// When usage reaches a limit, the kernel counts this, but does not always OOM-kill a process
-    /// afterwards. Therefore a reached limit explains only kills within [`KILL_FOLLOWS`].
+    /// afterwards. Therefore the limit counts as the cause only of kills within [`KILL_FOLLOWS`].
     pub(crate) fn was_limit_reached(&mut self, reached: u64, killed: &[Killed], now: u64) -> bool {
         let since = match self.reached_at {
             Some((count, since)) if count == reached => since,
@@ -123,7 +122,7 @@ pub(crate) struct LastReported {
     pub(crate) kills: Option<u64>,
     /// Report that the plugin must not raise the limit further.
     pub(crate) ceiling: Option<u64>,
-    /// Request to the runtime for a raised limit.
+    /// The plugin's request to the runtime to raise the limit.
     pub(crate) raised: Option<u64>,
     /// Report of a raise that the plugin only planned, because it was in observe mode.
     pub(crate) planned: Option<u64>,
@@ -166,7 +165,7 @@ impl Counts {
     }
 
     /// Returns the number of kills. With `memory.oom.group`, a kill of all processes of a container
-    /// counts as one kill. The kernel may count the processes before the group.
+    /// counts as one kill. The kernel may count killed processes before the group kill.
     pub(crate) fn kills(self) -> u64 {
         if self.groups > 0 { self.groups } else { self.processes }
     }
@@ -177,11 +176,11 @@ impl Counts {
 pub(crate) enum Rest {
     /// The containers' files show all kills.
     None,
-    /// The kills belong to the only container whose cgroup no longer exists.
+    /// The killed processes belonged to the only container whose cgroup no longer exists.
     Of(Killed),
     /// A container's file may show the kills a little later.
     Later,
-    /// The container of the kills is unknown.
+    /// The plugin does not know which container had the kills.
     Unknown {
         /// Number of killed processes.
         processes: u64,
@@ -226,7 +225,7 @@ mod tests {
         Counts { processes, groups }
     }
 
-    /// A pod with these running containers: ID and name.
+    /// Returns a pod with running containers, given their IDs and names.
     fn pod(running: &[(&str, &str)]) -> Pod {
         let running = running.iter().map(|(id, name)| {
             let cgroup = CgroupPath::parse(&format!("kubepods/poda/{id}")).unwrap();

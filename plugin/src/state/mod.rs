@@ -1,4 +1,4 @@
-//! State of the plugin, partly kept in files that survive a restart.
+//! State of the plugin. A part of this state is in files that survive a restart of the plugin.
 
 pub mod atomic_file;
 pub mod brake;

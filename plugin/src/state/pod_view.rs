@@ -10,8 +10,8 @@ use crate::kubelet::checkpoint::{PodLevel, PodRecord, RecordSearch, RecordedLimi
 use crate::state::container::Container;
 use crate::state::containers::Containers;
 
-/// Evidence about a pod's limits, without the limits in the pod's cgroup. The evidence is the
-/// kubelet's checkpoint entry and the containers that have not ended.
+/// Evidence about a pod's limits, except the current limits in the pod's cgroup. The evidence is
+/// the kubelet's checkpoint entry and the containers that have not ended.
 #[derive(Clone, Debug)]
 pub struct PodView {
     /// Evidence about the memory limit, in bytes.
@@ -23,9 +23,8 @@ pub struct PodView {
 impl Containers {
     /// Collects the evidence about the limits of a container's pod.
     ///
-    /// `recorded` is the kubelet's checkpoint entry of the pod. `former` are the limits that the
-    /// container should have had before. `others` are the other containers of the pod that have not
-    /// ended.
+    /// `recorded` is the kubelet's checkpoint entry of the pod. `former` are the previous intended
+    /// limits of the container. `others` are the other containers of the pod that have not ended.
     pub fn view_pod(
         &self,
         container: &Container,
@@ -34,8 +33,8 @@ impl Containers {
         recorded: &RecordSearch,
     ) -> PodView {
         let pod = recorded.as_ref().ok().and_then(|found| found.pod.clone());
-        // Look up each container's checkpoint entry for its own last operation. The kubelet writes
-        // a container's actuated resources only after an update is done.
+        // For each container, use the checkpoint entry that matches its own last operation. The
+        // kubelet writes a container's actuated resources only after an update is done.
         let recorded_limits = |other: &Container| {
             let found = if other.moment == container.moment {
                 None
@@ -91,8 +90,8 @@ fn members(
     (memory, cpu)
 }
 
-/// Returns the memory and the CPU part of the kubelet's checkpoint entry of a pod. `is_complete` is
-/// true if the runtime has reported every container in the entry.
+/// Returns the memory part and the CPU part of a pod's checkpoint entry. `is_complete` is true if
+/// the runtime has reported every container in the entry.
 fn pod_limit_records(pod: &PodRecord, is_complete: bool) -> [PodLimitRecord; 2] {
     let all = |is_limited: fn(RecordedLimits) -> bool| {
         pod.names().all(|name| pod.limits(name).is_some_and(is_limited))

@@ -15,8 +15,8 @@ use tracing::warn;
 use crate::kubelet::checkpoint::{Checkpoints, Moment, RecordSearch};
 use crate::lock;
 
-/// Maximum time for which a task that may block waits for a checkpoint entry. After one timeout, no
-/// task waits any more until the reader has finished a read.
+/// Maximum time that a thread is blocked while it waits for a checkpoint entry. After a timeout, no
+/// thread waits until the reader has finished another read.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Access to the kubelet's checkpoint entries.
@@ -53,7 +53,7 @@ struct Request {
     reply: Reply,
 }
 
-/// Channel to the receiver of a result: to a future, or to a waiting thread.
+/// Channel that carries a result to a future or to a waiting thread.
 #[derive(Debug)]
 enum Reply {
     Async(oneshot::Sender<RecordSearch>),
@@ -61,7 +61,7 @@ enum Reply {
 }
 
 impl Records {
-    /// Creates the access to these files. Only [`RecordReader::run`] reads the files.
+    /// Returns a handle for look-ups and a reader. Only [`RecordReader::run`] reads the files.
     pub fn new(checkpoints: Checkpoints) -> (Self, RecordReader) {
         let (send, requests) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
@@ -145,8 +145,8 @@ impl Records {
         let _ = self.requests.send(Request { uid, container, moment, reply });
     }
 
-    /// Locks the files until the returned value is dropped. The lock acts like a file system that
-    /// does not answer.
+    /// Locks the files until the returned value is dropped. This simulates a file system that does
+    /// not answer.
     #[cfg(test)]
     pub(crate) fn hold(&self) -> blocking::Sender<()> {
         let ((release, released), (tell, is_held)) = (blocking::channel(), blocking::channel());
@@ -192,7 +192,7 @@ impl RecordReader {
 }
 
 impl Reply {
-    /// Returns whether the receiver has certainly stopped waiting.
+    /// Returns true only if the receiver has stopped waiting.
     fn is_closed(&self) -> bool {
         match self {
             Self::Async(reply) => reply.is_closed(),

@@ -1,4 +1,4 @@
-//! Container limits that `oomRescue` has raised, for the event handlers.
+//! Container limits that `oomRescue` has raised. The event handlers use these limits.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -58,15 +58,15 @@ impl Containers {
         Resolved { container, desired_state, pod, incidents }
     }
 
-    /// Returns the incident of a limit above node allocatable. The plugin still applies the limit.
-    /// The plugin reports excessive requests separately, as missing protection.
+    /// Returns an incident if the limit exceeds the node's allocatable memory. The plugin still
+    /// applies the limit. The plugin reports excessive requests separately, as missing protection.
     fn beyond_node(&self, container: &Container) -> Option<Incident> {
         let limit = container.limit.bytes()?;
         let allocatable = self.settings().node.allocatable?;
         (limit > allocatable).then_some(Incident::BeyondNode { limit, allocatable })
     }
 
-    /// Returns the incident of a limit that is too large a multiple of the request. The plugin
+    /// Returns an incident if the limit is too large a multiple of the memory request. The plugin
     /// still applies the limit.
     fn overcommitted(
         &self,

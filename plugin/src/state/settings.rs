@@ -14,7 +14,7 @@ use crate::kubelet::node::NodeMemory;
 use crate::state::originals::DIRECTORY;
 use crate::state::{brake, guard_record};
 
-/// Warning that the node guard protects no memory of the system, because system.slice does not
+/// Warning that the node guard protects no memory of system services, because system.slice does not
 /// exist.
 pub const NO_SYSTEM_SLICE: &str = "nodeGuard found no cgroup system.slice";
 
@@ -41,7 +41,7 @@ pub fn is_restored(host: &Path) -> io::Result<bool> {
     }
 }
 
-/// Node-wide input of all decisions.
+/// Node-wide settings that all decisions depend on.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Configuration in force.
@@ -105,9 +105,9 @@ impl Settings {
         }
     }
 
-    /// Returns the limit of all pods together in whole pages (`nodeGuard`). Returns `None` if there
-    /// is no such limit, or if the limit would leave no memory for pods. Also returns `None` while
-    /// the plugin sets no values.
+    /// Returns the limit that `nodeGuard` sets for all pods together, in whole pages. Returns
+    /// `None` if there is no such limit, or if the limit would leave no memory for pods. Also
+    /// returns `None` while the plugin sets no values.
     pub fn guard_limit(&self) -> Option<Bytes> {
         self.planned_guard_limit().filter(|_| self.enforces())
     }

@@ -23,7 +23,7 @@ use crate::state::update_phase::UpdatePhase;
 /// Cgroup of the only pod, to which all containers belong.
 pub(crate) const POD: &str = "kubepods/burstable/poda";
 
-/// Memory of the node: 8 GiB, of which half are available.
+/// Memory of the node: 8 GiB, half of which is available.
 const MEMINFO: &str = "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\nHugePages_Total: 0\n\
                        Hugepagesize: 2048 kB\nHugetlb: 0 kB\n";
 
@@ -85,7 +85,7 @@ impl TestNode {
         self.containers.insert(Container { started: true, ..container(id, limit) })
     }
 
-    /// Sets the memory usage of a container and the page cache in this usage, both in MiB.
+    /// Sets a container's memory usage and the part that is page cache, both in MiB.
     pub(crate) fn set_usage(&self, id: &str, usage: u64, cache: u64) {
         let cgroup = format!("{POD}/{id}");
         self.set(&cgroup, "memory.current", usage << 20);

@@ -29,9 +29,9 @@ impl FileChange {
     }
 }
 
-/// Maximum number of cgroups whose files the plugin writes before it answers an event. If all pods
-/// together need more protection than the budget, each new or removed pod changes the shares of all
-/// other pods. The reconcile task writes those shares later.
+/// Maximum number of cgroups whose files the plugin writes before it answers an event. If the pods
+/// need more protection than the plugin may give, each new or removed pod changes the protection of
+/// all other pods. The reconcile task writes these other pods later.
 pub(super) const AT_ONCE: usize = 8;
 
 /// Maximum number of quick retries after a failure to write a file. The retries happen within
@@ -39,9 +39,9 @@ pub(super) const AT_ONCE: usize = 8;
 const TRIES: u32 = 10;
 
 impl Levels {
-    /// Writes the cgroups above containers whose desired values an event has changed. Writes the
-    /// event's pod and the cgroups above it at once. The reconcile task writes the shares of the
-    /// other pods soon afterwards.
+    /// Writes the desired values that an event has changed in cgroups above containers. Writes the
+    /// event's pod and the cgroups above it at once. The reconcile task writes the other pods soon
+    /// afterwards.
     pub(super) fn apply_levels(
         &self,
         state: &mut State,

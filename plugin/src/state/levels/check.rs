@@ -1,4 +1,4 @@
-//! Compares a cgroup with the kernel and repairs it.
+//! Compares a cgroup's files with the desired values and repairs the files.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub struct Checked {
 /// Next action after a check of a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckNext {
-    /// The cgroup has its desired values, or the plugin leaves other values in place.
+    /// The cgroup has its desired values, or the plugin tolerates the other values.
     Settled,
     /// The caller must check the cgroup again after this time.
     Again(Duration),
@@ -50,8 +50,8 @@ enum FileDecision {
 }
 
 impl Levels {
-    /// Compares a cgroup with the kernel and repairs it. `touched` lists the files for which
-    /// inotify reported a write.
+    /// Compares a cgroup's files with the desired values and repairs the files. `touched` lists the
+    /// files for which inotify reported a write.
     pub fn check(&self, cgroup: &CgroupPath, touched: &[Knob]) -> Checked {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
@@ -146,8 +146,8 @@ fn decide(
     }
 }
 
-/// Returns the incident that another program keeps changing a file, and that the plugin therefore
-/// leaves the file unchanged.
+/// Returns the incident to report when another program keeps changing a file and the plugin
+/// therefore stops writing it.
 fn contended(state: &State, change: &FileChange) -> Occurrence {
     let &FileChange { ref cgroup, knob, from: observed, to: desired } = change;
     let repairs = state.contention.repairs(&(cgroup.clone(), knob));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub enum LevelKind {
     /// Cgroup of all pods.
     Kubepods,
-    /// Cgroup of all pods of a QoS class.
+    /// Cgroup that contains all pods with one QoS class.
     Class,
     /// Cgroup of a pod.
     Pod,
@@ -17,7 +17,7 @@ pub enum LevelKind {
 }
 
 impl LevelKind {
-    /// Returns the word for this kind.
+    /// Returns the name that metrics and `plimsoll status` use for this kind.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Kubepods => "kubepods",

@@ -24,8 +24,8 @@ pub struct PersistentValues {
 }
 
 impl PersistentValues {
-    /// Returns the values that replace `older`: this protection, and the raise of `older` if `self`
-    /// has none. The plugin has not sent the raise of `older` to systemd yet.
+    /// Returns the values that replace `older`. If `self` has no raise, they contain the raise from
+    /// `older`, which the plugin has not sent to systemd yet.
     #[must_use]
     pub fn replacing(self, older: Option<Self>) -> Self {
         Self { raise: self.raise.or(older.and_then(|older| older.raise)), ..self }

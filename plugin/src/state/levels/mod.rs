@@ -8,7 +8,7 @@
 //! ([`Levels::next_lasting`]).
 //!
 //! The plugin raises parents before their children, and lowers parents after their children.
-//! Therefore no child loses protection in between.
+//! Therefore no child loses protection during these writes.
 //!
 //! [`Originals`] stores the values that a cgroup had before the plugin first changed them. The
 //! plugin restores the original values when the cgroup needs no more protection.
@@ -62,8 +62,8 @@ pub struct Levels {
     /// Values to send to systemd, by cgroup. Newer values replace older ones.
     lasting: Mutex<BTreeMap<CgroupPath, PersistentValues>>,
     lasting_changed: Notify,
-    /// Notification that the pods' shares of the protection have changed, or that a file needs a
-    /// quick retry.
+    /// Notifies the reconcile task that the protection of other pods has changed, or that a file
+    /// needs a quick retry.
     shares_changed: Notify,
 }
 
@@ -78,20 +78,20 @@ struct State {
     /// Whether the plugin must not lower any value, because the tree does not contain all
     /// containers yet.
     hold: bool,
-    /// Whether the plugin leaves changes by other programs in place (`repair: false`).
+    /// Whether the plugin does not repair changes by other programs (`repair: false`).
     leaves_changes: bool,
-    /// Files that the plugin leaves as another program set them, with the inode and the desired
-    /// value. The plugin leaves a file until its desired value changes.
+    /// Files that another program has changed with `repair: false`, with the inode and the desired
+    /// value. The plugin does not write these files until their desired values change.
     left: HashMap<(CgroupPath, Knob), (u64, Limit)>,
     raising: Raising,
-    /// Limits of pods that the plugin leaves as another program set them, with the inode and the
+    /// Pod limits that another program has lowered with `repair: false`, with the inode and the
     /// desired limit. A memory limit is in bytes, and a CPU limit in microseconds per second.
     left_limits: HashMap<(CgroupPath, &'static str), (u64, u64)>,
     /// Repair history of each file. A new desired value does not start a new history, because each
     /// new pod changes the desired value.
     contention: Contention<(CgroupPath, Knob), ()>,
     /// Repair history of each limit of a pod. A new desired limit starts a new history, because the
-    /// new limit comes from a new request of the user.
+    /// user has asked for the new limit.
     limits: Contention<(CgroupPath, &'static str), u64>,
     /// Number of synchronizations with the runtime.
     synchronized: u64,
@@ -104,7 +104,7 @@ struct State {
     /// Number of failures for each file that the plugin could not write, and for each cgroup that
     /// it could not read (`None`). The plugin logs only the first failure.
     failing: HashMap<(CgroupPath, Option<Knob>), u32>,
-    /// Pods that get less protection than their containers need, if the log has already named them.
+    /// Pods that the log has reported because they get less protection than they need.
     short: HashSet<CgroupPath>,
     originals_failing: bool,
 }
@@ -132,8 +132,8 @@ impl Raising {
 }
 
 impl State {
-    /// Returns whether the plugin leaves the file as another program set it, and `desired` has not
-    /// changed since then.
+    /// Returns whether the plugin must not write the file, because another program has changed it
+    /// and `desired` is still the same.
     fn is_left(&self, file: &(CgroupPath, Knob), inode: u64, desired: Limit) -> bool {
         self.left.get(file) == Some(&(inode, desired))
     }
@@ -241,8 +241,8 @@ impl Levels {
         self.apply_levels(&mut state, levels, Some(&pod));
     }
 
-    /// Replaces all sandboxes by the sandboxes that the runtime reported. The plugin lowers no
-    /// value until [`Levels::settle`], because it does not know all containers yet.
+    /// Replaces all sandboxes by the sandboxes that the runtime reported. Until [`Levels::settle`],
+    /// the plugin lowers no value, because it does not know all containers.
     pub fn synchronize(&self, sandboxes: Vec<Sandbox>) {
         let mut state = lock(&self.state);
         state.synchronized += 1;
@@ -315,7 +315,7 @@ impl Levels {
         }
     }
 
-    /// Returns whether the container has not started yet, or has not ended yet.
+    /// Returns false only if the container has certainly ended.
     pub fn is_alive(&self, container: &Container) -> bool {
         container.is_alive(&self.root)
     }

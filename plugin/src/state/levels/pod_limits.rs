@@ -1,7 +1,7 @@
 //! Raises pod limits that are lower than the sum of the containers' limits.
 //!
 //! The plugin raises a pod limit only if it knows that this limit is the sum of the containers'
-//! limits. The plugin never lowers a pod limit. Only the kubelet does so.
+//! limits. The plugin never lowers a pod limit. Only the kubelet lowers pod limits.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::state::pod_view::PodView;
 pub struct LimitRaise {
     /// Incidents to report.
     pub incidents: Vec<Occurrence>,
-    /// Time until the next raise, if the raise is not due yet.
+    /// Time until the plugin may raise the limits, if it must wait.
     pub again: Option<Duration>,
 }
 
@@ -41,7 +41,7 @@ type RaisedFile = (&'static str, String, String);
 /// A file with a pod's limit.
 type LimitFile = (CgroupPath, &'static str);
 
-/// Evidence about the two limits of a pod.
+/// Evidence about a pod's memory limit and its CPU limit.
 struct PodEvidence<'v> {
     memory: Evidence<'v>,
     cpu: Evidence<'v>,
@@ -73,10 +73,10 @@ impl PodEvidence<'_> {
 }
 
 impl Levels {
-    /// Raises the limits of a pod before one of its containers gets its own limits. The new pod
-    /// limits are the sum of the containers' limits. `is_touched` is true if inotify has reported
-    /// another program's write to `memory.max`. In this case, the plugin waits longer before each
-    /// further raise.
+    /// Raises the limits of a pod before one of its containers gets new limits. The new pod limits
+    /// are the sum of the containers' limits. `is_touched` is true if inotify has reported another
+    /// program's write to `memory.max`. In this case, the plugin waits longer before each further
+    /// raise.
     pub fn raise_limits(
         &self,
         container: &Container,
@@ -99,7 +99,7 @@ impl Levels {
         };
         let evidence = self.pod_evidence(state, container, pod, memory_in_force, cpu_in_force);
         let origins = update_origins(state, container, &evidence);
-        // A Guaranteed pod requests as much as its limit. Therefore the pod needs no more
+        // The memory request of a Guaranteed pod equals its limit. Therefore the pod needs no more
         // protection than its limit, even if the origin of the limit is unknown.
         let is_all_requested =
             place.class() == QosClass::Guaranteed && origins.memory == Origin::Unknown;
@@ -109,8 +109,8 @@ impl Levels {
         self.apply_levels(state, levels, Some(path));
         let mut raise = evidence.needed(&origins);
         if state.raising == Raising::Done {
-            // Memory and CPU are independent: a conflict about one limit does not prevent a raise
-            // of the other.
+            // Decide about memory and CPU separately, because a conflict about the memory limit
+            // must not prevent a raise of the CPU limit.
             let in_force = memory_in_force;
             self.may_raise_memory(state, path, in_force, &mut raise, is_touched, &mut result);
             self.may_raise_cpu(state, path, cpu_in_force, &mut raise, &mut result);
@@ -156,7 +156,7 @@ impl Levels {
         PodEvidence { memory, cpu }
     }
 
-    /// Drops the raise of `memory.max` if the raise is not due now.
+    /// Cancels the raise of `memory.max` if the plugin must not raise this limit now.
     fn may_raise_memory(
         &self,
         state: &mut State,
@@ -189,7 +189,7 @@ impl Levels {
         }
     }
 
-    /// Drops the raise of `cpu.max` if the raise is not due now.
+    /// Cancels the raise of `cpu.max` if the plugin must not raise this limit now.
     fn may_raise_cpu(
         &self,
         state: &mut State,
@@ -386,8 +386,8 @@ impl Levels {
     }
 }
 
-/// Updates the origins of a pod's limits. If the plugin leaves a low limit because its origin is
-/// unknown, logs this once per pod.
+/// Updates the origins of a pod's limits. If the plugin does not raise a low limit because its
+/// origin is unknown, logs this once per pod.
 fn update_origins(state: &mut State, container: &Container, evidence: &PodEvidence<'_>) -> Origins {
     let PodEvidence { memory, cpu } = evidence;
     let before = state.origins.get(&container.sandbox).copied().unwrap_or_default();

@@ -35,7 +35,7 @@ impl Levels {
                 };
             (level, kind)
         });
-        // The configuration may name one cgroup for both the system and Kubernetes.
+        // The configuration may name the same cgroup for the system and for Kubernetes.
         let named: BTreeSet<_> = state.reserved.iter().map(|reserved| &reserved.cgroup).collect();
         let reserved = named.into_iter().map(|cgroup| {
             let [min, low] = self.wanted(state, cgroup);
@@ -112,8 +112,8 @@ impl Levels {
         lock(&self.state).sandboxes.contains_key(id)
     }
 
-    /// Returns the cgroup of all pods, if it exists. Without known pods, searches for the cgroup
-    /// that the kubelet created.
+    /// Returns the cgroup of all pods, if it exists. If the plugin knows no pods, it searches for
+    /// the cgroup that the kubelet created.
     ///
     /// # Errors
     ///

@@ -7,12 +7,12 @@ use plimsoll_core::requests;
 use plimsoll_core::requests::annotation::Overrides;
 use plimsoll_core::units::Bytes;
 
-/// Origins of a pod's limits, as far as the plugin has proof.
+/// Origins of a pod's limits that the plugin has proved.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Origins {
     pub(super) memory: Origin,
     pub(super) cpu: Origin,
-    /// Whether the log has explained why the plugin leaves the pod's low limits.
+    /// Whether the log has explained why the plugin does not raise the pod's low limits.
     pub(super) is_said: bool,
 }
 
@@ -34,9 +34,9 @@ pub struct Sandbox {
     pub id: String,
     /// The pod's cgroup and the cgroups above it.
     pub place: PodPlace,
-    /// Memory that the pod uses beyond its containers, from its RuntimeClass.
+    /// Memory overhead of the pod, from its RuntimeClass.
     pub overhead: Bytes,
-    /// CPU time that the pod uses beyond its containers, in microseconds per second.
+    /// CPU overhead of the pod, in microseconds per second.
     pub cpu_overhead: u64,
     /// Memory limit that the kubelet gave the pod, without overhead. `None` if there is no limit,
     /// or if the runtime does not report it.

@@ -14,17 +14,17 @@ use crate::cgroup::CgroupError;
 use crate::lock;
 use crate::state::originals::Target;
 
-/// Maximum number of pods that one report about missing protection names.
+/// Maximum number of pod names in a report about missing protection.
 const NAMED: usize = 20;
 
 impl Levels {
     /// Writes the desired values of all managed cgroups. Restores the original values of cgroups
     /// that the plugin has changed but no longer manages.
     ///
-    /// Must be called after the examination of all containers. Removes the protection claims of
-    /// unknown containers. `synchronized` is the result of [`Levels::synchronized`] before the
-    /// examination. Does nothing if there was no synchronization yet, or if there is a newer one.
-    /// In both cases, the caller does not know all containers.
+    /// The caller must first examine all containers. Removes the protection claims of unknown
+    /// containers. `synchronized` is the result of [`Levels::synchronized`] before this
+    /// examination. Does nothing if there was no synchronization yet, or if there was a newer one.
+    /// In these two cases, the caller does not know all containers.
     ///
     /// Event handlers can take the lock between two batches of cgroups.
     pub fn settle(&self, is_known: impl Fn(&str) -> bool, policy: &Policy, synchronized: u64) {
@@ -51,8 +51,8 @@ impl Levels {
         }
     }
 
-    /// Brings the tree up to date. Returns the cgroups to write. After this call, the plugin lowers
-    /// no value until [`Levels::settle`] has raised all values.
+    /// Removes unknown containers and pods from the tree. Returns the cgroups to write. After this
+    /// call, the plugin lowers no value until [`Levels::settle`] has raised all values.
     fn begin_settling(
         &self,
         is_known: impl Fn(&str) -> bool,
@@ -127,7 +127,7 @@ impl Levels {
     }
 
     /// Writes the desired values of all managed cgroups in batches. Then reports the pods that now
-    /// get less protection than they need, and the pods that get all of it again.
+    /// get less protection than they need, and the pods that get enough again.
     pub async fn share(&self) {
         for cgroups in self.cgroups().chunks(AT_ONCE) {
             self.apply_cgroups(&mut lock(&self.state), cgroups.to_vec());
@@ -165,7 +165,7 @@ impl Levels {
         state.short = short;
     }
 
-    /// Waits until the pods' shares of the protection have changed, or a file needs a quick retry.
+    /// Waits until the protection of other pods has changed, or a file needs a quick retry.
     pub async fn shares_changed(&self) {
         self.shares_changed.notified().await;
     }

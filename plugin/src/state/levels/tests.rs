@@ -161,8 +161,8 @@ async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_e
         arranged.claim(newer);
         assert_eq!(arranged.min(), bytes(newer));
         writes.add_permits(1);
-        // Only the second round checks the file as after an inotify event. The plugin may not have
-        // handled systemd's answer yet.
+        // Only the second round checks the file, as the plugin does after an inotify event. The
+        // plugin may not have handled systemd's answer yet.
         if index == 2 {
             arranged.until("late", || arranged.min() != bytes(newer)).await;
             assert_eq!(arranged.check(), CheckNext::Settled);

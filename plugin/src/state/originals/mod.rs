@@ -53,8 +53,7 @@ pub const DIRECTORY: &str = "run/plimsoll";
 /// Name of the file in [`DIRECTORY`].
 const FILE: &str = "originals";
 
-/// Number of lines by which the file may exceed twice its needed lines before the plugin rewrites
-/// it.
+/// The plugin rewrites the file if it has this many lines more than twice the needed lines.
 const SLACK: usize = 1000;
 
 /// All original values and raised limits, with the file that stores them.
@@ -65,7 +64,7 @@ pub struct Originals {
     raised: Vec<RaisedLimit>,
     /// Value of `memory.high` before a limit decrease lowered it, by container ID.
     decreasing: HashMap<String, Limit>,
-    /// Cgroups above containers whose original values the plugin has restored, with these values.
+    /// Original values of the cgroups above containers in which the plugin has restored them.
     former: HashMap<Target, Values>,
     /// Complete lines that the plugin cannot interpret. Each may be about a target that the plugin
     /// has changed.
@@ -119,7 +118,7 @@ impl Originals {
             Some((target, _)) if restored => _ = self.leave(&target),
             Some((target, values)) => {
                 self.former.remove(&target);
-                // Only the first line of a target has its original values.
+                // Only the first line about a target contains its original values.
                 self.known.entry(target).or_insert(values);
             }
             None => return false,
@@ -176,7 +175,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. Only the plugin's memory then has the change.
+    /// Fails if the file cannot be written. In this case, only the plugin's memory has the change.
     pub fn remember_raised(&mut self, limit: RaisedLimit) -> io::Result<()> {
         let line = json(&Line::of_raised(&limit))?;
         self.note_raised(limit);
@@ -212,7 +211,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. Only the plugin's memory then has the value.
+    /// Fails if the file cannot be written. In this case, only the plugin's memory has the value.
     pub fn begin_decrease(&mut self, id: &str, high: Limit) -> io::Result<()> {
         if self.decreasing.get(id) == Some(&high) {
             return Ok(());
@@ -225,7 +224,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. The plugin then forgets the value only in its memory.
+    /// Fails if the file cannot be written. In this case, only the plugin's memory has the change.
     pub fn end_decrease(&mut self, id: &str) -> io::Result<()> {
         if self.decreasing.remove(id).is_none() {
             return Ok(());
@@ -249,7 +248,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. Only the plugin's memory then has the values.
+    /// Fails if the file cannot be written. In this case, only the plugin's memory has the values.
     pub fn remember(&mut self, target: Target, values: Values) -> io::Result<()> {
         if self.known.contains_key(&target) {
             return Ok(());
@@ -265,7 +264,7 @@ impl Originals {
     ///
     /// # Errors
     ///
-    /// Fails if the file cannot be written. Only the plugin's memory then has the change.
+    /// Fails if the file cannot be written. In this case, only the plugin's memory has the change.
     pub fn restored(&mut self, target: &Target) -> io::Result<()> {
         if !self.leave(target) {
             return Ok(());
@@ -275,8 +274,7 @@ impl Originals {
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         self.lines += 1;
-        // The plugin's memory has the content of this line, and of all lines that could not be
-        // written.
+        // The plugin's memory contains this line and all lines that the plugin could not write.
         let result = if self.is_behind { self.rewrite() } else { self.write(line) };
         self.is_behind = result.is_err();
         if result.is_err() {
@@ -546,7 +544,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_down_is_said_and_remembered() {
         let host = tempfile::tempdir().unwrap();
-        // Creates a file in place of the directory.
+        // Create a file where the plugin expects a directory.
         fs::write(host.path().join("run"), "").unwrap();
         let mut originals = Originals::none(host.path());
         assert!(originals.remember(container("a"), min(1)).is_err());

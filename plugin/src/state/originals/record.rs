@@ -30,8 +30,8 @@ pub struct Values {
 }
 
 impl Values {
-    /// Returns the values that a `unified` map of OCI asks for. Leaves out the kernel's defaults,
-    /// and values that the plugin cannot parse.
+    /// Returns the values that the `unified` map of an OCI specification contains. Leaves out the
+    /// kernel's defaults, and values that the plugin cannot parse.
     pub fn of_unified(unified: &HashMap<String, String>) -> Self {
         let value = |knob: Knob| {
             let value = unified.get(knob.file_name())?.parse().ok()?;
@@ -50,14 +50,14 @@ impl Values {
         Ok(Self { min: read(Knob::Min)?, low: read(Knob::Low)?, high: read(Knob::High)? })
     }
 
-    /// Returns a `unified` map of OCI that asks for these values.
+    /// Returns a `unified` map of an OCI specification with these values.
     pub fn to_unified(self) -> HashMap<String, String> {
         let value = |knob: Knob| Some((knob.file_name().to_owned(), self.get(knob)?.to_string()));
         Knob::ALL.into_iter().filter_map(value).collect()
     }
 
-    /// Returns the protection by these values of `memory.min` and `memory.low`. The value `max`
-    /// counts as 0, because a sum cannot contain `max`.
+    /// Returns the protection that the values of `memory.min` and `memory.low` give. The value
+    /// `max` counts as 0, because a sum cannot contain `max`.
     pub fn protection(&self) -> Protection {
         let bytes = |limit: Option<Limit>| limit.and_then(Limit::bytes).unwrap_or_default();
         Protection { min: bytes(self.min), low: bytes(self.low) }

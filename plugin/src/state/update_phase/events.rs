@@ -18,7 +18,7 @@ impl UpdatePhase {
             Update::Ended(result) => result,
         };
         self.update = Update::Announced { id, is_accepted: false, former };
-        // The plugin's own decrease must be prepared again after the user's update.
+        // After the user's update, the plugin must prepare its own decrease again.
         if self.request == Request::Prepared {
             self.request = Request::None;
         }
@@ -109,9 +109,9 @@ impl UpdatePhase {
         }
     }
 
-    /// The plugin is about to request a limit. `origin` is the origin of the container's limit at
-    /// the time when the plugin chose the new limit. `is_prepared` says whether the new limit is a
-    /// decrease that the plugin has prepared.
+    /// The plugin is about to ask the runtime to set a limit. `origin` is the origin of the
+    /// container's limit at the time when the plugin chose the new limit. `is_prepared` says
+    /// whether the new limit is a decrease that the plugin has prepared.
     pub fn begin_limit_request(
         &mut self,
         origin: LimitOrigin,
@@ -135,20 +135,20 @@ impl UpdatePhase {
         LimitRequest::Send
     }
 
-    /// The plugin is about to request memory values. Returns whether the request must contain the
-    /// limit in force. Otherwise the runtime would write the limit that it has stored, and a lower
-    /// limit could cause an OOM kill.
+    /// The plugin is about to ask the runtime to set memory values. Returns whether the request
+    /// must contain the limit in force. Without this limit, the runtime would write its stored
+    /// limit, which could be lower and cause an OOM kill.
     pub fn begin_values_request(&mut self, now: Instant) -> bool {
         let has_limit = self.is_limit_unstored;
         self.request = Request::Values { has_limit };
         self.values_requested = Some(now);
-        // A direct write that still waits must not run after the runtime's write.
+        // A pending direct write must not run after the runtime's write.
         self.outdate();
         has_limit
     }
 
     /// The runtime has handled the plugin's request, or the plugin has not sent the request.
-    /// `was_sent` says whether the runtime has accepted the values.
+    /// `was_sent` tells whether the runtime has accepted the values.
     pub fn answered(&mut self, was_sent: bool) {
         let is_lowered_since = std::mem::take(&mut self.is_lowered_during_request);
         if was_sent && self.request != Request::Prepared {
@@ -194,7 +194,7 @@ impl UpdatePhase {
     }
 }
 
-/// Events of checks, and of connections.
+/// Events of checks and of reconnections.
 impl UpdatePhase {
     /// The plugin is about to write values directly to the files.
     pub fn write(&mut self) {
@@ -231,8 +231,8 @@ impl UpdatePhase {
         self.is_unmanaged = true;
     }
 
-    /// Either the runtime did not get the original values, or the runtime got them and the plugin
-    /// forgets the container. Returns whether the plugin had begun to send the original values.
+    /// The plugin failed to send the original values, or it has sent them and forgets the
+    /// container. Returns whether the plugin had begun to send the original values.
     pub fn end_unmanaging(&mut self) -> bool {
         std::mem::take(&mut self.is_unmanaged)
     }
@@ -242,9 +242,8 @@ impl UpdatePhase {
         (self.stored, self.is_written, self.is_unmanaged) = (None, false, false);
     }
 
-    /// The runtime has reported the container again after a reconnection. `is_same_request` says
-    /// whether the user still asks for the same limit. `former` is the phase before the
-    /// reconnection.
+    /// The runtime has reported the container again after a reconnection. `is_same_request` tells
+    /// whether the user still wants the same limit. `former` is the phase before the reconnection.
     pub fn reconnect(former: &Self, is_same_request: bool) -> Self {
         let mut phase = *former;
         phase.limit_set_by = UpdateId::CREATION;
@@ -269,7 +268,7 @@ impl UpdatePhase {
         Self { high, is_lowered: original.is_some(), ..Self::default() }
     }
 
-    /// The plugin has added the container to its known containers. `number` is the number of this
+    /// The plugin has added the container to its known containers. `number` identifies this
     /// insertion.
     pub fn insert(&mut self, number: u64) {
         self.insertion = number;

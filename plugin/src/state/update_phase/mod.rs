@@ -1,8 +1,8 @@
 //! State machine of a container's updates.
 //!
 //! [`UpdatePhase`] stores the user's newest update, the plugin's own request to the runtime and the
-//! temporary values of `memory.high`. The type is pure: each event is one method without I/O. Other
-//! methods say what the plugin may do now.
+//! temporary values of `memory.high`. Each event is a method that does no I/O. Other methods return
+//! what the plugin may do now.
 //!
 //! Two parties change a container's limits through the runtime: the user and the plugin. The
 //! runtime announces an update of the user, applies it and reports the end. The runtime reports

@@ -10,8 +10,8 @@ use plimsoll_core::policy::KNOBS;
 pub struct UpdateId(u64);
 
 impl UpdateId {
-    /// Identifier for a limit from the creation of the container, or from the synchronization with
-    /// the runtime.
+    /// Identifier to use if the limit comes from the container's creation or from the
+    /// synchronization with the runtime.
     pub const CREATION: Self = Self(0);
 
     /// Returns the identifier of the update with this number.
@@ -20,7 +20,7 @@ impl UpdateId {
     }
 }
 
-/// Origin of a container's limit. Once the origin has changed, the plugin's request for another
+/// Origin of a container's limit. Once the origin has changed, the plugin's request to set another
 /// limit is no longer valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitOrigin {
@@ -28,15 +28,15 @@ pub struct LimitOrigin {
     pub(super) update: UpdateId,
 }
 
-/// Desired values of the files in [`KNOBS`]. `None` means that the plugin leaves the file alone.
+/// Desired values of the files in [`KNOBS`]. `None` means that the plugin does not write the file.
 pub type StoredValues = [Option<Limit>; KNOBS.len()];
 
 /// State of a container's updates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UpdatePhase {
-    /// Number that distinguishes this phase from those of former containers with the same ID.
+    /// Counter that distinguishes this container from earlier containers with the same ID.
     pub(super) insertion: u64,
-    /// Number of the events and decisions that may have changed the desired values.
+    /// Counter of the events and decisions that may have changed the desired values.
     pub(super) generation: u64,
     /// Newest of the user's updates that set the memory limit.
     pub(super) limit_set_by: UpdateId,
@@ -44,14 +44,14 @@ pub struct UpdatePhase {
     pub(super) request: Request,
     /// Whether the plugin has adopted the limit in force, which the runtime may not have stored.
     pub(super) is_limit_unstored: bool,
-    /// Whether the runtime may have set another limit at the plugin's request.
+    /// Whether the runtime may have set another limit because the plugin asked for it.
     pub(super) is_limit_requested: bool,
-    /// Whether the runtime may have handled a limit request of the plugin after a newer update of
-    /// the user.
+    /// Whether the runtime may have handled the plugin's request to set a limit after the user's
+    /// newer update.
     pub(super) is_overtaken: bool,
-    /// Time of the plugin's last request for a limit.
+    /// Time when the plugin last asked the runtime to set a limit.
     pub(super) limit_requested: Option<Instant>,
-    /// Time of the plugin's last request for memory values.
+    /// Time when the plugin last asked the runtime to set memory values.
     pub(super) values_requested: Option<Instant>,
     pub(super) high: HighOverride,
     /// Desired values that the plugin last found in all files.
@@ -75,8 +75,8 @@ pub struct UpdatePhase {
 /// Temporary values for `memory.high`, which replace the policy's value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HighOverride {
-    /// Value of `memory.high` before a limit decrease lowered it. If the policy leaves
-    /// `memory.high` alone, this value counts as the desired value.
+    /// Value of `memory.high` before a limit decrease lowered it. If the policy has no value for
+    /// `memory.high`, this value counts as the desired value.
     pub(super) original: Option<Limit>,
     /// Raised value for a container that the plugin has released from throttling at the policy's
     /// value (`throttleDeadline`).
@@ -84,13 +84,13 @@ pub struct HighOverride {
 }
 
 impl HighOverride {
-    /// Returns these values without the raised value of a release from throttling.
+    /// Returns a copy without the value that a release from throttling has raised.
     #[must_use]
     pub fn without_release(self) -> Self {
         Self { released: None, ..self }
     }
 
-    /// Returns the desired `memory.high`. Returns `None` if the plugin must leave the file alone.
+    /// Returns the desired `memory.high`. Returns `None` if the plugin must not write the file.
     /// `policy` is the policy's value.
     pub fn desired(&self, policy: Option<Limit>) -> Option<Limit> {
         policy.max(self.released).or(self.original)
@@ -103,8 +103,7 @@ pub(super) enum Update {
     /// The runtime is about to apply the update. The files may contain both old and new values.
     Announced {
         id: UpdateId,
-        /// Whether the plugin has accepted the update, so that its known container has the update's
-        /// limits.
+        /// Whether the plugin has accepted the update and stored the update's limits.
         is_accepted: bool,
         /// Result of the previous update, which counts again if the plugin refuses this update.
         former: UpdateResult,
@@ -125,18 +124,18 @@ pub enum UpdateResult {
     Unconfirmed,
 }
 
-/// The plugin's own request to the runtime.
+/// The plugin's request that asks the runtime to change the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
     None,
-    /// The plugin is preparing a limit decrease, or its request for the decrease waits. The plugin
-    /// may have lowered `memory.high` already.
+    /// The plugin is preparing a limit decrease, or waits to request it. The plugin may have
+    /// lowered `memory.high` already.
     Prepared,
-    /// A request for memory values, perhaps with the limit in force.
+    /// A request to set memory values, perhaps together with the limit in force.
     Values {
         has_limit: bool,
     },
-    /// A request for a memory limit.
+    /// A request to set a memory limit.
     Limit,
 }
 
@@ -149,15 +148,15 @@ pub enum Party {
     Plugin,
 }
 
-/// Decision about a limit request of the plugin.
+/// Decision about the plugin's request to set a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitRequest {
     /// Send the request now.
     Send,
     /// Decide again later, because the runtime is handling another update or request.
     Wait,
-    /// Drop the request. The user has requested a newer limit, or the preparation against an OOM
-    /// kill is no longer valid.
+    /// Drop the request. The user has asked for a newer limit, or the limit decrease is no longer
+    /// prepared.
     Drop,
 }
 
@@ -173,8 +172,8 @@ pub enum LimitMeaning {
     /// The plugin does not know whether the runtime set the container's limit. The plugin adopts
     /// the limit in force.
     Adopted,
-    /// The runtime may have handled an older request of the plugin last. The plugin requests the
-    /// container's limit again.
+    /// The runtime may have handled an older request of the plugin last. The plugin asks the
+    /// runtime again to set the container's limit.
     Overtaken,
 }
 
@@ -204,8 +203,8 @@ impl Default for UpdatePhase {
 
 /// Queries.
 impl UpdatePhase {
-    /// Returns whether the plugin may compare the container with the kernel and write values.
-    /// During an update or a request of the plugin, the files may contain both old and new values.
+    /// Returns whether the plugin may check the files and write values. During an update or a
+    /// request of the plugin, the files may contain both old and new values.
     pub fn may_check(&self) -> bool {
         matches!(self.update, Update::Ended(_)) && self.request == Request::None
     }
@@ -247,12 +246,12 @@ impl UpdatePhase {
         }
     }
 
-    /// Returns the time of the plugin's last request for a limit.
+    /// Returns the time when the plugin last asked the runtime to set a limit.
     pub fn limit_requested(&self) -> Option<Instant> {
         self.limit_requested
     }
 
-    /// Returns whether the plugin has requested memory values since `earlier`.
+    /// Returns whether the plugin has asked the runtime to set memory values since `earlier`.
     pub fn has_requested_values_since(&self, earlier: Instant) -> bool {
         self.values_requested.is_some_and(|requested| requested > earlier)
     }
@@ -272,8 +271,8 @@ impl UpdatePhase {
         self.high.original
     }
 
-    /// Returns whether the files have the desired values, but the runtime may not have them. `high`
-    /// is the desired `memory.high`, to which a limit decrease may have lowered the file.
+    /// Returns whether the files have the desired values, but the runtime may not have them. A
+    /// limit decrease may have lowered `memory.high` to its desired value, `high`.
     pub fn is_in_files_only(&self, high: Option<Limit>) -> bool {
         self.is_in_files_only || self.is_lowered && high.is_some() && high != self.high.original
     }
@@ -284,7 +283,7 @@ impl UpdatePhase {
     }
 }
 
-/// Returns the desired values in the form that a phase stores.
+/// Returns the desired values as an array in the order of [`KNOBS`].
 pub fn stored_values(values: &[(Knob, Limit)]) -> StoredValues {
     KNOBS.map(|wanted| values.iter().find(|(knob, _)| *knob == wanted).map(|(_, value)| *value))
 }

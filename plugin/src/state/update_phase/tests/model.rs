@@ -15,7 +15,7 @@ use super::super::{
 /// Event of the model. An event that is impossible in the current state has no effect.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Event {
-    /// The user requests another memory limit, or changes only the CPU limit.
+    /// The user changes the memory limit, or only the CPU limit.
     UserUpdates { limit: Option<u64> },
     /// The plugin replies to the announced update.
     HandlerEnds(HandlerEnd),
@@ -30,7 +30,7 @@ pub(super) enum Event {
     DeferralIsTried { fits: bool },
     /// An OOM rescue raises the limit.
     RescueRaises,
-    /// The reconcile task takes the next request for a limit from its queue.
+    /// The reconcile task takes the next request to set a limit from its queue.
     LimitWorkIsTaken,
     /// The plugin sends its request, or finds that the runtime is too busy.
     RequestIsSent { is_busy: bool },
@@ -56,7 +56,7 @@ pub(super) enum Event {
     ForeignWrite { high: u64 },
 }
 
-/// Way in which the plugin's answer to an announced update ends.
+/// Outcome of the plugin's answer to an announced update.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum HandlerEnd {
     Accepts,
@@ -64,7 +64,7 @@ pub(super) enum HandlerEnd {
     Refuses,
     /// The plugin defers a limit decrease.
     Defers,
-    /// The runtime stops waiting for the plugin, and applies the update as the user requested it.
+    /// The runtime stops waiting for the plugin, and applies the user's unchanged update.
     IsDropped,
 }
 
@@ -165,7 +165,7 @@ enum Progress {
     IsHandled,
 }
 
-/// Limit request that the reconcile task has not yet taken from its queue.
+/// Request to set a limit, which the reconcile task has not yet taken from its queue.
 #[derive(Clone, Copy, Debug)]
 struct LimitWork {
     limit: u64,
@@ -202,7 +202,7 @@ pub(super) struct World {
     /// plugin. `None` after a failed update.
     expected: Option<u64>,
     is_ambiguous: bool,
-    /// Whether the plugin was killed while only the files had its values.
+    /// Whether the plugin was killed when the files had its values but the runtime did not.
     pub(super) is_store_unknown: bool,
 }
 
@@ -390,8 +390,8 @@ impl World {
         // The plugin always answers an update long before this deadline.
         if self.handler.is_none() && self.updates > 0 {
             let has_given_up = self.phase.give_up(UpdateId::new(self.updates));
-            // The plugin adopts the limit in force, without knowing whether the runtime set this
-            // limit first or last.
+            // The plugin adopts the limit in force, but does not know in which order the runtime
+            // handled the update and the plugin's request.
             self.is_ambiguous |= has_given_up && self.phase.is_overtaken;
         }
     }
