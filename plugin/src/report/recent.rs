@@ -21,7 +21,7 @@ pub const RECENT: u64 = 600;
 /// resize every 10 to 15 seconds.
 const MOST_TIMES: usize = 128;
 
-/// An incident that was reported, possibly several times.
+/// An incident that the plugin reported once or several times.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -76,7 +76,7 @@ impl RecentTimes {
     }
 }
 
-/// Owner of reports: a container (its pod's UID and its name) or a cgroup (its path).
+/// Subject of reports: a container, identified by pod UID and name, or a cgroup, by its path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum ReportOwner {
     Container(PodUid, String),
@@ -142,7 +142,7 @@ impl ReportsByOwner {
         self.of(&ReportOwner::Cgroup(cgroup.clone()))
     }
 
-    /// Returns the number of recent incidents whose reports match `is_it`.
+    /// Returns the number of recent incidents in the reports for which `is_it` returns true.
     pub(super) fn count_recent(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
         let by_owner = lock(&self.0);
         let reports = by_owner.values().flat_map(|of_owner| &of_owner.reports);
@@ -157,7 +157,7 @@ impl ReportsByOwner {
             .unwrap_or_default()
     }
 
-    /// Returns the recent reports of containers that are not in `known` and therefore down.
+    /// Returns the recent reports of containers that are not in `known`, because they are down.
     pub(super) fn of_others(
         &self,
         known: &HashSet<(PodUid, String)>,
@@ -177,8 +177,8 @@ impl ReportsByOwner {
         others.collect()
     }
 
-    /// Removes the reports of pods and cgroups that no longer exist. Keeps the reports of a
-    /// container that has a recent report.
+    /// Removes the reports of pods and cgroups that no longer exist. Keeps all reports of a
+    /// container with a recent report, even if its pod no longer exists.
     pub(super) fn retain(
         &self,
         is_there: impl Fn(&PodUid) -> bool,

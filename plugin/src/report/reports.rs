@@ -50,8 +50,8 @@ impl Reports {
         self.events.enqueue(subject, what, ReportMode::Planned, &self.metrics.events_dropped);
     }
 
-    /// Reports the incidents that other code collected while it held a lock. The caller no longer
-    /// holds the lock.
+    /// Reports the incidents that other code collected while it held a lock. The caller must
+    /// have released this lock.
     pub fn report_all(&self, occurrences: impl IntoIterator<Item = Occurrence>) {
         for Occurrence { subject, incident, is_planned } in occurrences {
             if is_planned {
@@ -121,18 +121,18 @@ impl Reports {
         self.recent.of_cgroup(cgroup)
     }
 
-    /// Returns the number of recent incidents whose reports match `is_it`.
+    /// Returns the number of recent incidents in the reports for which `is_it` returns true.
     pub fn count_recent(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
         self.recent.count_recent(is_it)
     }
 
-    /// Returns the recent reports of containers that are not in `known` and therefore down.
+    /// Returns the recent reports of containers that are not in `known`, because they are down.
     pub fn of_others(&self, known: &HashSet<(PodUid, String)>) -> Vec<(Subject, Vec<Report>)> {
         self.recent.of_others(known)
     }
 
-    /// Removes the reports of pods and cgroups that no longer exist. Keeps the reports of a
-    /// container that has a recent report.
+    /// Removes the reports of pods and cgroups that no longer exist. Keeps all reports of a
+    /// container with a recent report, even if its pod no longer exists.
     pub fn retain(
         &self,
         is_there: impl Fn(&PodUid) -> bool,

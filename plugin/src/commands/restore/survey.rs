@@ -19,7 +19,7 @@ pub(super) struct ChangedCgroup {
     pub(super) container: Option<String>,
     /// The values to restore.
     pub(super) original: Values,
-    /// The values that the cgroup held before the command restored them.
+    /// The values that the cgroup had before the command restored the original values.
     pub(super) before: Values,
 }
 

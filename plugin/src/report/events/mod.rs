@@ -9,7 +9,7 @@
 //!
 //! If an incident of a container repeats within [`RECENT`](crate::report::RECENT), the plugin
 //! increases the count of the existing Event. If the API server is unreachable, the thread tries
-//! again with growing delays. The thread stops its retries when every incident is older than
+//! again with growing delays. The thread repeats a failed write until the incident is older than
 //! [`STALE`].
 
 mod credentials;

@@ -98,6 +98,6 @@ impl EncodeLabelValue for OutcomeLabel {
 /// Labels of NRI events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfEvent {
-    /// NRI's name of the event.
+    /// Name of the event in NRI.
     pub event: &'static str,
 }

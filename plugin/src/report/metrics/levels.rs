@@ -36,8 +36,8 @@ struct OfDifference {
     level: Level,
 }
 
-/// Registers the gauges of the protection, of unread cgroups, of unknown facts and of differing
-/// files.
+/// Registers the gauges about protection, unreadable cgroups, unknown facts, and files whose values
+/// differ from the desired values.
 pub(super) fn register_levels(status: &Status, registry: &mut Registry) {
     let rows = [
         bytes(
@@ -117,8 +117,8 @@ fn unread(status: &Status) -> Family<OfCgroup, Gauge> {
     unread
 }
 
-/// Returns the numbers of files whose values differ from the desired values. In observe mode the
-/// plugin writes no desired values, so all numbers are 0.
+/// Returns the number of files whose values differ from the desired values, for containers and for
+/// other cgroups. In observe mode the plugin writes no desired values, so both numbers are 0.
 fn differences(status: &Status) -> Family<OfDifference, Gauge> {
     let (mut of_containers, mut of_ancestors) = (0, 0);
     if status.node.mode == Mode::Enforce {

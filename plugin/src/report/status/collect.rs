@@ -1,4 +1,4 @@
-//! Collection of the status from the plugin's state and the cgroups.
+//! Collects the status from the plugin's state and the cgroups.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -68,7 +68,7 @@ impl Status {
 }
 
 /// Returns the cgroups above the containers and the reserved cgroups, each with its desired
-/// protection. In observe mode, each has its planned protection instead.
+/// protection. In observe mode, returns the planned protection instead.
 fn levels(
     state: &SharedState,
     settings: &Settings,

@@ -1,4 +1,4 @@
-//! Collection of the status of the node as a whole.
+//! Collects the status of the node as a whole.
 
 use std::fs;
 

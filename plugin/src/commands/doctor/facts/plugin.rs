@@ -88,8 +88,7 @@ impl PluginFacts {
     }
 }
 
-/// Returns the directories that the runtimes use: first the configured directories, then the
-/// default directory.
+/// Returns the directories from the NRI settings of the runtimes, and then the default directory.
 fn directories(
     runtimes: &[Runtime],
     default: &str,
