@@ -1,4 +1,4 @@
-//! Recent reports of containers and cgroups, which `plimsoll status` shows.
+//! Recent reports about containers and cgroups, which `plimsoll status` shows.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Mutex;
@@ -93,7 +93,7 @@ impl ReportOwner {
     }
 }
 
-/// Reports of one container or cgroup.
+/// Reports about one container or cgroup.
 #[derive(Debug, Default)]
 struct RecentReports {
     /// Namespace and name of the pod.
@@ -102,7 +102,7 @@ struct RecentReports {
     reports: VecDeque<Report>,
 }
 
-/// Recent reports of all containers and cgroups.
+/// Recent reports about all containers and cgroups.
 #[derive(Debug, Default)]
 pub(super) struct ReportsByOwner(Mutex<HashMap<ReportOwner, RecentReports>>);
 
@@ -131,13 +131,13 @@ impl ReportsByOwner {
         reports.push_front(report);
     }
 
-    /// Returns the reports of a container, latest first. A restarted container has a new id, so the
-    /// pod's UID and the container's name identify the container.
+    /// Returns the reports about a container, latest first. A restarted container has a new id, so
+    /// the pod's UID and the container's name identify the container.
     pub(super) fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
         self.of(&ReportOwner::Container(uid.clone(), name.to_owned()))
     }
 
-    /// Returns the reports of a cgroup above the containers, latest first.
+    /// Returns the reports about an ancestor cgroup of containers, latest first.
     pub(super) fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
         self.of(&ReportOwner::Cgroup(cgroup.clone()))
     }
@@ -157,7 +157,7 @@ impl ReportsByOwner {
             .unwrap_or_default()
     }
 
-    /// Returns the recent reports of containers that are not in `known`, because they are down.
+    /// Returns the recent reports about containers that are not in `known`, because they ended.
     pub(super) fn of_others(
         &self,
         known: &HashSet<(PodUid, String)>,
@@ -177,7 +177,7 @@ impl ReportsByOwner {
         others.collect()
     }
 
-    /// Removes the reports of pods and cgroups that no longer exist. Keeps all reports of a
+    /// Removes the reports about pods and cgroups that no longer exist. Keeps all reports about a
     /// container with a recent report, even if its pod no longer exists.
     pub(super) fn retain(
         &self,
@@ -185,7 +185,7 @@ impl ReportsByOwner {
         is_level: impl Fn(&CgroupPath) -> bool,
     ) {
         lock(&self.0).retain(|owner, of_owner| match owner {
-            // Keep recent reports, because the container may be down only for a moment.
+            // Keep recent reports, because the container may start again soon.
             ReportOwner::Container(uid, _) => {
                 is_there(uid) || of_owner.reports.iter().any(Report::is_recent)
             }

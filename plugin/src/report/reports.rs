@@ -110,13 +110,13 @@ impl Reports {
         }
     }
 
-    /// Returns the reports of a container, latest first. A restarted container has a new id, so the
-    /// pod's UID and the container's name identify the container.
+    /// Returns the reports about a container, latest first. A restarted container has a new id, so
+    /// the pod's UID and the container's name identify the container.
     pub fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
         self.recent.of_container(uid, name)
     }
 
-    /// Returns the reports of a cgroup above the containers, latest first.
+    /// Returns the reports about an ancestor cgroup of containers, latest first.
     pub fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
         self.recent.of_cgroup(cgroup)
     }
@@ -126,12 +126,12 @@ impl Reports {
         self.recent.count_recent(is_it)
     }
 
-    /// Returns the recent reports of containers that are not in `known`, because they are down.
+    /// Returns the recent reports about containers that are not in `known`, because they ended.
     pub fn of_others(&self, known: &HashSet<(PodUid, String)>) -> Vec<(Subject, Vec<Report>)> {
         self.recent.of_others(known)
     }
 
-    /// Removes the reports of pods and cgroups that no longer exist. Keeps all reports of a
+    /// Removes the reports about pods and cgroups that no longer exist. Keeps all reports about a
     /// container with a recent report, even if its pod no longer exists.
     pub fn retain(
         &self,

@@ -25,7 +25,7 @@ pub struct Basis {
 /// Reason why a manifest cannot be explained.
 #[derive(Debug, Error)]
 pub enum ExplainError {
-    /// The manifest is too large. Holds the size in bytes.
+    /// The manifest is too large. Contains the size in bytes.
     #[error("expected a manifest of at most {LARGEST} bytes, found {0}")]
     TooLarge(usize),
     /// The manifest is not YAML or JSON.
@@ -34,7 +34,7 @@ pub enum ExplainError {
     /// The manifest contains no pod.
     #[error("expected a Pod, or an object with a pod template such as a Deployment; found {0}")]
     NoPod(String),
-    /// A pod or one of its quantities is invalid. Holds one line for each mistake.
+    /// A pod or one of its quantities is invalid. Contains one line for each mistake.
     #[error("{}", .0.join("\n"))]
     Pods(Vec<String>),
 }

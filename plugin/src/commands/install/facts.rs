@@ -1,4 +1,4 @@
-//! The state of a node, as far as an installation depends on the state.
+//! The part of a node's state on which an installation depends.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,7 +30,7 @@ use crate::state::settings::is_restored;
 /// program.
 const LARGEST_PROGRAM: usize = 1 << 30;
 
-/// The state of a node, as far as the plans depend on the state.
+/// The part of a node's state on which the plans depend.
 #[derive(Debug)]
 pub struct InstallFacts {
     /// The runtime of the node.

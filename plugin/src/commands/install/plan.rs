@@ -49,7 +49,7 @@ pub enum Action {
     /// Send SIGUSR2 to the plugin's process, so that the process executes the program that is now
     /// installed.
     Replace(String),
-    /// Check that the runtime's configuration files switch NRI on. Holds the runtime, and its
+    /// Check that the runtime's configuration files switch NRI on. Contains the runtime, and its
     /// version if known.
     CheckNri(RuntimeProduct, Option<Version>),
     /// Wait until the runtime listens at the NRI socket.

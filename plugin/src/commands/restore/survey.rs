@@ -15,7 +15,7 @@ use plimsoll_core::policy::KNOBS;
 pub(super) struct ChangedCgroup {
     pub(super) cgroup: CgroupPath,
     /// The id of the container. `None` for an ancestor cgroup of containers and for a reserved
-    /// cgroup beside the pods.
+    /// cgroup outside kubepods.
     pub(super) container: Option<String>,
     /// The values to restore.
     pub(super) original: Values,

@@ -57,8 +57,8 @@ impl Source {
         // `Publisher::write` decides on retries.
         config.default_retry = false;
         // `Client::try_from` runs the token program of the kubeconfig and blocks until the program
-        // ends. Tokio's blocking pool has a single thread, so it runs one program at a time. Even
-        // if a program hangs, `Publisher::write` notices the timeout.
+        // ends. The blocking pool has a single thread, so only one program runs at a time. Even if
+        // a program hangs, `Publisher::write` notices the timeout.
         Ok(tokio::task::spawn_blocking(move || Client::try_from(config)).await??)
     }
 }

@@ -123,8 +123,8 @@ impl EventDraft {
                 name: Some(self.name()),
                 ..ObjectMeta::default()
             },
-            // For a static pod, `uid` is the UID of the manifest file. The kubelet's own Events
-            // have the same UID, by which kubectl finds Events.
+            // For a static pod, `uid` is the UID that the kubelet derives from the manifest file.
+            // The kubelet's own Events have the same UID, by which kubectl finds Events.
             regarding: Some(ObjectReference {
                 api_version: Some("v1".to_owned()),
                 kind: Some("Pod".to_owned()),

@@ -1,7 +1,7 @@
 //! Kubernetes Events about pods, which the plugin writes to the API server for the pod's owner.
 //!
-//! No caller waits for the API server. `Events::enqueue` adds an incident to a queue of [`QUEUE`]
-//! entries. If the queue is full, the plugin drops the incident and counts the loss.
+//! No code that reports an incident waits for the API server. `Events::enqueue` adds the incident
+//! to a queue of [`QUEUE`] entries. If the queue is full, the plugin drops and counts the incident.
 //!
 //! If the plugin has credentials, a separate thread sends the incidents. Name resolution, TLS
 //! handshakes and token programs therefore never delay an answer to the runtime. The thread ends

@@ -1,4 +1,4 @@
-//! Choice of the destination of log messages: standard error, the journal or syslog.
+//! Chooses where log messages go: to standard error, the journal or syslog.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -54,8 +54,8 @@ impl Level {
 /// /dev/null as standard error. If standard error is /dev/null or closed and the node has no
 /// journal, sends text messages to syslog.
 ///
-/// Also returns whether the process should log its last message. If not, `main` writes the last
-/// message to standard error.
+/// Also returns whether the process should send its last message to the log. If not, `main` writes
+/// the last message to standard error.
 pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     let (filter, level) = reload::Layer::new(LevelFilter::INFO);
     let text = || tracing_subscriber::fmt::layer().with_target(false);

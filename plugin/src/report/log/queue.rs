@@ -18,7 +18,7 @@ const WAITING: usize = 4096;
 /// Maximum time that the ending program waits until its queued messages are written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Maximum time that the program waits for standard error to take its last message.
+/// Maximum time that the program waits until standard error accepts its last message.
 const STDERR_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Interval at which `flush` tries again to add its entry to a full queue.

@@ -51,7 +51,7 @@ pub struct OfLevel {
 pub enum Level {
     /// Cgroup of a container.
     Container,
-    /// Cgroup above the containers, or a reserved cgroup beside the pods.
+    /// Ancestor cgroup of containers, or a reserved cgroup outside kubepods.
     Ancestor,
 }
 

@@ -14,11 +14,11 @@ use crate::report::metrics::labels::{File, Level};
 use crate::report::metrics::rows::{self, bytes, count, number, plain, to_i64};
 use crate::report::status::{self, CgroupStatus, Status, Values};
 
-/// Kinds of the cgroups above the containers, and the kind of the reserved cgroups beside the pods.
+/// Kinds of the containers' ancestor cgroups and of the reserved cgroups outside kubepods.
 const LEVELS: [status::Level; 4] =
     [status::Level::Kubepods, status::Level::Class, status::Level::Pod, status::Level::Reserved];
 
-/// Labels of the protection of all cgroups of a kind.
+/// Labels of the gauge that sums the protection of all cgroups of the same kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfProtection {
     level: &'static str,

@@ -67,7 +67,7 @@ impl Status {
     }
 }
 
-/// Returns the cgroups above the containers and the reserved cgroups, each with its desired
+/// Returns the ancestor cgroups of the containers and the reserved cgroups, each with its desired
 /// protection. In observe mode, returns the planned protection instead.
 fn levels(
     state: &SharedState,
@@ -100,7 +100,7 @@ fn sort(rows: &mut [ContainerStatus]) {
     });
 }
 
-/// Returns the containers that are down but have recent reports.
+/// Returns the containers that do not run but have recent reports.
 fn down(state: &SharedState, reports: &Reports, known: &[Arc<Container>]) -> Vec<DownStatus> {
     let names =
         known.iter().map(|container| (container.uid.clone(), container.name.clone())).collect();

@@ -35,7 +35,7 @@ pub(super) struct StateInputs<'r> {
     pub(super) throttled: Option<ThrottleState>,
     pub(super) is_over: bool,
     pub(super) standing: Option<Standing>,
-    /// Reports of the container, latest first.
+    /// Reports about the container, latest first.
     pub(super) reports: &'r [Report],
 }
 

@@ -1,4 +1,4 @@
-//! Findings about NRI: the switch, the socket and the timeouts.
+//! Findings about NRI: whether NRI is on, the NRI socket and the NRI timeouts.
 
 use std::time::Duration;
 
@@ -188,7 +188,7 @@ fn how_to_switch_on(NriOff { kind, plugin, cause }: &NriOff) -> String {
     }
 }
 
-/// Returns the findings about a runtime's NRI settings other than the switch.
+/// Returns the findings about all NRI settings of a runtime except the on/off setting.
 fn nri_settings(Runtime { kind, settings, .. }: &Runtime) -> Vec<Finding> {
     let RuntimeKind { name, keys, .. } = kind;
     let mut findings = Vec::new();
