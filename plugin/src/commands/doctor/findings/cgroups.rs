@@ -98,7 +98,7 @@ impl NodeFacts {
         let unknown =
             |found: String| Some(Finding::unknown(MEMORY_CONTROLLER, found, self.how_to_read()));
         // A cgroup without children does not have to enable the controller. The kubelet or systemd
-        // enables it when the first child is created.
+        // enables the controller when it creates the first child.
         match &level.has_children {
             Ok(true) => {}
             Ok(false) => return None,
