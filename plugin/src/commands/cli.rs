@@ -1,4 +1,4 @@
-//! Command line of the program, and the start of the command that the user names.
+//! Command line of the program; runs the command that the user names.
 
 use std::process::ExitCode;
 
@@ -56,7 +56,7 @@ enum Command {
     Man(Man),
 }
 
-/// Runs the command that the command line names.
+/// Runs the command that the command line specifies.
 pub fn main() -> ExitCode {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
     look_names_up_alone();
@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
         Err(failure) => failure.into_parts(),
     };
     // Only `run` starts a logger. `run` logs its failure itself, unless the log cannot show the
-    // last message of a process. The alternate form prints the error and its causes on one line.
+    // last message of a process. `{error:#}` prints the error and its causes on one line.
     eprintln!("{error:#}");
     ExitCode::from(code)
 }

@@ -1,4 +1,4 @@
-//! Recent reports of containers and cgroups, which `plimsoll status` shows.
+//! Recent reports about containers and cgroups, which `plimsoll status` shows.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Mutex;
@@ -21,7 +21,7 @@ pub const RECENT: u64 = 600;
 /// resize every 10 to 15 seconds.
 const MOST_TIMES: usize = 128;
 
-/// An incident that was reported, possibly several times.
+/// An incident that the plugin reported once or several times.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -76,7 +76,7 @@ impl RecentTimes {
     }
 }
 
-/// Owner of reports: a container (its pod's UID and its name) or a cgroup (its path).
+/// Subject of reports: a container, identified by pod UID and name, or a cgroup, by its path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum ReportOwner {
     Container(PodUid, String),
@@ -93,7 +93,7 @@ impl ReportOwner {
     }
 }
 
-/// Reports of one container or cgroup.
+/// Reports about one container or cgroup.
 #[derive(Debug, Default)]
 struct RecentReports {
     /// Namespace and name of the pod.
@@ -102,7 +102,7 @@ struct RecentReports {
     reports: VecDeque<Report>,
 }
 
-/// Recent reports of all containers and cgroups.
+/// Recent reports about all containers and cgroups.
 #[derive(Debug, Default)]
 pub(super) struct ReportsByOwner(Mutex<HashMap<ReportOwner, RecentReports>>);
 
@@ -131,18 +131,18 @@ impl ReportsByOwner {
         reports.push_front(report);
     }
 
-    /// Returns the reports of a container, latest first. A restarted container has a new id, so the
-    /// pod's UID and the container's name identify the container.
+    /// Returns the reports about a container, latest first. A restarted container has a new id, so
+    /// the pod's UID and the container's name identify the container.
     pub(super) fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
         self.of(&ReportOwner::Container(uid.clone(), name.to_owned()))
     }
 
-    /// Returns the reports of a cgroup above the containers, latest first.
+    /// Returns the reports about an ancestor cgroup of containers, latest first.
     pub(super) fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
         self.of(&ReportOwner::Cgroup(cgroup.clone()))
     }
 
-    /// Returns the number of recent incidents whose reports match `is_it`.
+    /// Returns the number of recent incidents in the reports for which `is_it` returns true.
     pub(super) fn count_recent(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
         let by_owner = lock(&self.0);
         let reports = by_owner.values().flat_map(|of_owner| &of_owner.reports);
@@ -157,7 +157,7 @@ impl ReportsByOwner {
             .unwrap_or_default()
     }
 
-    /// Returns the recent reports of containers that are not in `known` and therefore down.
+    /// Returns the recent reports about containers that are not in `known`, because they ended.
     pub(super) fn of_others(
         &self,
         known: &HashSet<(PodUid, String)>,
@@ -177,15 +177,15 @@ impl ReportsByOwner {
         others.collect()
     }
 
-    /// Removes the reports of pods and cgroups that no longer exist. Keeps the reports of a
-    /// container that has a recent report.
+    /// Removes the reports about pods and cgroups that no longer exist. Keeps all reports about a
+    /// container with a recent report, even if its pod no longer exists.
     pub(super) fn retain(
         &self,
         is_there: impl Fn(&PodUid) -> bool,
         is_level: impl Fn(&CgroupPath) -> bool,
     ) {
         lock(&self.0).retain(|owner, of_owner| match owner {
-            // Keep recent reports, because the container may be down only for a moment.
+            // Keep recent reports, because the container may start again soon.
             ReportOwner::Container(uid, _) => {
                 is_there(uid) || of_owner.reports.iter().any(Report::is_recent)
             }

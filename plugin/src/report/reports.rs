@@ -50,8 +50,8 @@ impl Reports {
         self.events.enqueue(subject, what, ReportMode::Planned, &self.metrics.events_dropped);
     }
 
-    /// Reports the incidents that other code collected while it held a lock. The caller no longer
-    /// holds the lock.
+    /// Reports the incidents that other code collected while it held a lock. The caller must
+    /// have released this lock.
     pub fn report_all(&self, occurrences: impl IntoIterator<Item = Occurrence>) {
         for Occurrence { subject, incident, is_planned } in occurrences {
             if is_planned {
@@ -110,29 +110,29 @@ impl Reports {
         }
     }
 
-    /// Returns the reports of a container, latest first. A restarted container has a new id, so the
-    /// pod's UID and the container's name identify the container.
+    /// Returns the reports about a container, latest first. A restarted container has a new id, so
+    /// the pod's UID and the container's name identify the container.
     pub fn of_container(&self, uid: &PodUid, name: &str) -> Vec<Report> {
         self.recent.of_container(uid, name)
     }
 
-    /// Returns the reports of a cgroup above the containers, latest first.
+    /// Returns the reports about an ancestor cgroup of containers, latest first.
     pub fn of_cgroup(&self, cgroup: &CgroupPath) -> Vec<Report> {
         self.recent.of_cgroup(cgroup)
     }
 
-    /// Returns the number of recent incidents whose reports match `is_it`.
+    /// Returns the number of recent incidents in the reports for which `is_it` returns true.
     pub fn count_recent(&self, is_it: impl Fn(&Report) -> bool) -> u64 {
         self.recent.count_recent(is_it)
     }
 
-    /// Returns the recent reports of containers that are not in `known` and therefore down.
+    /// Returns the recent reports about containers that are not in `known`, because they ended.
     pub fn of_others(&self, known: &HashSet<(PodUid, String)>) -> Vec<(Subject, Vec<Report>)> {
         self.recent.of_others(known)
     }
 
-    /// Removes the reports of pods and cgroups that no longer exist. Keeps the reports of a
-    /// container that has a recent report.
+    /// Removes the reports about pods and cgroups that no longer exist. Keeps all reports about a
+    /// container with a recent report, even if its pod no longer exists.
     pub fn retain(
         &self,
         is_there: impl Fn(&PodUid) -> bool,

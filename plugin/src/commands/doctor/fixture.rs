@@ -12,7 +12,7 @@ use crate::commands::doctor::facts::system::BUS;
 use crate::commands::doctor::finding::{Finding, Mark};
 use crate::host::version::Version;
 
-/// Files of a node in a temporary directory. For a new node, every check is ok.
+/// Files of a node in a temporary directory. The result of every check of a new `Node` is ok.
 pub(super) struct Node {
     pub(super) root: TempDir,
     pub(super) listeners: Vec<(&'static str, UnixListener)>,

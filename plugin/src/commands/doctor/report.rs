@@ -52,7 +52,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Column, after the mark, at which the texts of findings start.
+/// Column at which the text of each finding starts, after the mark.
 const INDENT: usize = 9;
 
 struct Indented(String);

@@ -25,7 +25,7 @@ pub struct Basis {
 /// Reason why a manifest cannot be explained.
 #[derive(Debug, Error)]
 pub enum ExplainError {
-    /// The manifest is too large. Holds the size in bytes.
+    /// The manifest is too large. Contains the size in bytes.
     #[error("expected a manifest of at most {LARGEST} bytes, found {0}")]
     TooLarge(usize),
     /// The manifest is not YAML or JSON.
@@ -34,7 +34,7 @@ pub enum ExplainError {
     /// The manifest contains no pod.
     #[error("expected a Pod, or an object with a pod template such as a Deployment; found {0}")]
     NoPod(String),
-    /// A pod or one of its quantities is invalid. Holds one line for each mistake.
+    /// A pod or one of its quantities is invalid. Contains one line for each mistake.
     #[error("{}", .0.join("\n"))]
     Pods(Vec<String>),
 }
@@ -77,7 +77,7 @@ pub struct PodExplanation {
     /// Requests and limits of the whole pod as the manifest states them, without defaults.
     #[serde(skip)]
     pub(crate) typed: SpecResources,
-    /// Those of the notes that report annotations without effect.
+    /// The part of `notes` that reports annotations without effect.
     #[serde(skip)]
     pub(crate) without_effect: Vec<String>,
 }
@@ -114,7 +114,7 @@ pub struct ContainerExplanation {
     /// Requests and limits of the container as the manifest states them, without defaults.
     #[serde(skip)]
     pub(crate) typed: SpecResources,
-    /// Those of the notes that report annotations without effect.
+    /// The part of `notes` that reports annotations without effect.
     #[serde(skip)]
     pub(crate) without_effect: Vec<String>,
 }
@@ -169,7 +169,7 @@ impl KnobExplanation {
 
 /// Mistake in a pod's manifest.
 pub(crate) struct Mistake {
-    /// JSON pointer from the pod to the mistake. The pod may lack the last parts of the pointer.
+    /// JSON pointer from the pod to the mistake. The pod may lack the pointer's last fields.
     pub(crate) pointer: String,
     /// Kind and name of the container, if the mistake concerns only one container.
     pub(crate) container: Option<(ContainerKind, String)>,

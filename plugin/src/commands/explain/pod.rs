@@ -16,8 +16,7 @@ use crate::commands::explain::model::{
 };
 use crate::commands::explain::resources::stated;
 
-/// A container of a pod: its kind, the container, and the JSON pointer from the pod to the
-/// container.
+/// Kind of a container, the container itself, and the JSON pointer from the pod to the container.
 type PlacedContainer<'a> = (ContainerKind, &'a Container, String);
 
 /// Explains one pod, or returns all mistakes in the pod.

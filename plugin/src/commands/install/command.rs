@@ -272,7 +272,7 @@ fn execute(plan: &Plan, host: &Path, socket: &Path) -> Result<(), Failure> {
         registered.context("cannot install signal handlers").map_err(Failure::Runtime)?;
     }
     plan.execute(&mut executor, |step| {
-        // Execute the plan even if standard output cannot be written.
+        // Execute the plan even if writing to standard output fails.
         let _ = print(format_args!("{}\n", step.action));
     })
     .map_err(|failed| Failure::Runtime(failed.into()))

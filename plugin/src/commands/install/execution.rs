@@ -48,7 +48,7 @@ impl Plan {
             match executor.execute(&step.action) {
                 Ok(before) => done.push((step, before)),
                 Err(why) => {
-                    // A failed command may have had part of its effect, so undo the failed step
+                    // A failed command may have made some of its changes, so undo the failed step
                     // too.
                     done.push((step, Vec::new()));
                     let left = undo_steps(done, executor);

@@ -1,4 +1,4 @@
-//! The state of a node on which an installation depends.
+//! The part of a node's state on which an installation depends.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,7 +30,7 @@ use crate::state::settings::is_restored;
 /// program.
 const LARGEST_PROGRAM: usize = 1 << 30;
 
-/// The state of a node on which the plans depend.
+/// The part of a node's state on which the plans depend.
 #[derive(Debug)]
 pub struct InstallFacts {
     /// The runtime of the node.
@@ -65,8 +65,8 @@ pub struct InstallFacts {
     pub(super) lock: String,
 }
 
-/// Returns whether the runtime can launch this program of the plugin. A runtime expects an index, a
-/// dash and a name, such as `90-plimsoll`.
+/// Returns whether the runtime can launch this program of the plugin. A runtime expects a file name
+/// with an index, a dash and a name, such as `90-plimsoll`.
 pub(super) fn has_index(program: &str) -> bool {
     program.ends_with("-plimsoll")
 }
@@ -243,8 +243,8 @@ impl InstallFacts {
         self.process.as_ref().is_some_and(|process| process.is_service)
     }
 
-    /// Returns an error if the running plugin is neither systemd's service nor launched by the
-    /// runtime, but for example a DaemonSet's plugin.
+    /// Returns an error if neither systemd nor the runtime started the running plugin, but for
+    /// example a DaemonSet.
     pub(super) fn check_process(&self) -> Result<(), Refusal> {
         match &self.process {
             Some(PluginProcess { id, program, .. }) if !self.is_external() && !self.is_launched => {

@@ -119,7 +119,7 @@ fn stage_file(path: &Path, content: &[u8], mode: u32) -> io::Result<PathBuf> {
     Ok(new)
 }
 
-/// Removes the directory that an interrupted write left.
+/// Removes the directory that an interrupted write left behind.
 fn remove_staging(directory: PathBuf) {
     let _ = fs::remove_dir_all(directory);
 }
@@ -140,8 +140,8 @@ mod tests {
         };
         let entries = fs::read_dir(plugins.path()).expect("a directory").flatten();
         assert_eq!(entries.filter(launched).count(), 0);
-        // The next write succeeds, and the removal of the directory also removes what the
-        // interrupted write left.
+        // The next write succeeds, and also removes the file that the interrupted write left
+        // behind.
         replace_file(&program, b"newer", 0o755).expect("the file is replaced");
         let names: Vec<_> = fs::read_dir(plugins.path()).expect("a directory").flatten().collect();
         assert_eq!(names.iter().filter(|entry| launched(entry)).count(), 1);

@@ -48,7 +48,7 @@ impl InstallFacts {
         Ok(plan)
     }
 
-    /// Returns whether the path on the node has no program, or a program that differs from the one
+    /// Returns whether the program at this path on the node is missing, or differs from the program
     /// to install.
     fn is_new(&self, path: &str) -> bool {
         self.files.get(path) != Some(&self.program)
@@ -189,8 +189,8 @@ impl InstallFacts {
             plan.add(Action::AwaitSynchronized, SYNCHRONIZED);
         } else if has_new_program {
             let step = plan.add(Action::Replace(launched.clone()), RECONNECTION);
-            // If the new program ends right after its start, no process can execute the old
-            // program. In this case, restart the runtime.
+            // If the new program ends right after its start, no process remains that can execute
+            // the old program. In this case, restart the runtime.
             let restart = systemctl(&["restart", self.service()]);
             step.afterwards = vec![Action::Replace(launched.clone()), restart];
             plan.add(Action::AwaitPlugin(launched), "the same process runs the new version");

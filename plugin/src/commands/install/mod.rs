@@ -2,14 +2,14 @@
 //! [`InstallFacts`] collects the state of the node. [`Plan`] lists the necessary steps.
 //! [`Plan::execute`] executes the steps and undoes them after a failure.
 //!
-//! The module never writes the operator's configuration files of the runtime. If NRI is off, the
-//! module adds a file that switches NRI on:
+//! The module never changes the files with which the operator configures the runtime. If NRI is
+//! off, the module adds a file that switches NRI on:
 //!
 //! - For CRI-O, a drop-in in its configuration directory.
 //! - For a containerd whose configuration imports a directory, a file in that directory.
-//! - For another containerd, a second configuration. A systemd drop-in starts containerd with this
-//!   second configuration. The second configuration imports the operator's configuration and then
-//!   the file that switches NRI on.
+//! - For a containerd without such an import, a second configuration. A systemd drop-in starts
+//!   containerd with this second configuration. The second configuration imports the operator's
+//!   configuration and then the file that switches NRI on.
 //!
 //! An imported file overrides the file that imports it, and a later import overrides an earlier
 //! one. An overriding file in containerd 1.7 replaces the whole section of a plugin, but in

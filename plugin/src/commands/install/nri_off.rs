@@ -8,7 +8,7 @@ use crate::host::runtime::nri_settings::NriSwitch;
 /// The reason why NRI is off. `Display` names the runtime and the reason.
 #[derive(Clone, Debug)]
 pub(super) enum WhyOff {
-    /// A reason in the version or in the configuration of the runtime.
+    /// The reason is the version or the configuration of the runtime.
     Runtime(NriOff),
     /// No process listens at the NRI socket, and no file switches NRI on.
     Unserved {

@@ -109,8 +109,8 @@ impl InstallFacts {
     /// configuration format.
     fn add_second_configuration(&self, plan: &mut Plan, form: i64, operators: &str, header: &str) {
         // containerd fails if an imported file does not exist, but not if an imported pattern
-        // matches no file. Only an import that contains `*` counts as a pattern, so the import has
-        // `.tom[*l]` for `.toml`.
+        // matches no file. Only an import that contains `*` counts as a pattern, so write
+        // `.tom[*l]` instead of `.toml`.
         let operators_import = match self.settings.files {
             0 => operators.strip_suffix(".toml").map(|stem| format!("{stem}.tom[*l]")),
             _ => Some(operators.to_owned()),

@@ -36,7 +36,7 @@ pub(super) const fn switch_files(product: RuntimeProduct) -> &'static [&'static 
     }
 }
 
-/// Directories that may exist only for the plugin. An inner directory comes before its parent.
+/// Directories that may exist only for the plugin. Each directory comes before its parent.
 pub(super) const DIRECTORIES: [&str; 8] = [
     "/etc/containerd/plimsoll",
     "/etc/systemd/system/containerd.service.d",

@@ -11,9 +11,9 @@ use crate::host::version::Version;
 /// The program that starts the plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstallMode {
-    /// systemd, as a service that connects to the runtime.
+    /// systemd starts the plugin as a service, which connects to the runtime.
     External,
-    /// The runtime, from its plugin directory.
+    /// The runtime launches the plugin from its plugin directory.
     Launched,
 }
 
@@ -44,12 +44,12 @@ pub enum Action {
     Restore,
     /// Call `systemctl`.
     Systemctl(Vec<String>),
-    /// End the plugin's process with SIGTERM, if a process runs.
+    /// End the plugin's process with SIGTERM, if the plugin runs.
     Terminate(String),
     /// Send SIGUSR2 to the plugin's process, so that the process executes the program that is now
     /// installed.
     Replace(String),
-    /// Check that the runtime's configuration files switch NRI on. Holds the runtime, and its
+    /// Check that the runtime's configuration files switch NRI on. Contains the runtime, and its
     /// version if known.
     CheckNri(RuntimeProduct, Option<Version>),
     /// Wait until the runtime listens at the NRI socket.

@@ -14,8 +14,8 @@ pub(super) struct PluginProcess {
     /// Path of the process's program file. If the file was replaced or removed, the kernel appends
     /// ` (deleted)`.
     pub(super) program: String,
-    /// Whether systemd runs the process as the plugin's service. The path is no proof, because a
-    /// DaemonSet's program may have the same path.
+    /// Whether systemd runs the process as the plugin's service. The program's path does not show
+    /// this, because a DaemonSet's program may have the same path.
     pub(super) is_service: bool,
 }
 

@@ -14,7 +14,7 @@ impl InstallFacts {
     ///
     /// # Errors
     ///
-    /// Fails if the running plugin is neither systemd's service nor launched by the runtime.
+    /// Fails if neither systemd nor the runtime started the running plugin.
     pub fn plan_removal(&self) -> Result<Plan, Refusal> {
         let state = format!("/{}", originals::DIRECTORY);
         self.check_process()?;
@@ -44,7 +44,7 @@ impl InstallFacts {
         for path in imported.chain(DIRECTORIES) {
             plan.add(Action::RemoveEmpty(path.to_owned()), "no other program has files there");
         }
-        // The last step removes the state, because the plan cannot undo this step.
+        // Remove the plugin's state last, because the plan cannot undo this step.
         plan.add(Action::RemoveAll(state), "the plugin's state, with the original values");
         Ok(plan)
     }

@@ -39,10 +39,10 @@ const RESTORE_MARGIN: Duration = Duration::from_secs(120);
 /// the command must end by itself before this limit.
 const RESTORE_LIMIT: Duration = LONGEST_WAIT.saturating_add(RESTORE_MARGIN);
 
-/// Time limit for reading the remaining messages of an ended command.
+/// Time limit for reading the remaining messages after a command has ended.
 const MESSAGES_LIMIT: Duration = Duration::from_secs(1);
 
-/// Time limit for the effect of an action, for example until a socket listens.
+/// Time limit until an action takes effect, for example until the runtime serves a socket.
 const EFFECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Interval between two polls while waiting for an effect.

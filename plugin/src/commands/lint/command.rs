@@ -141,8 +141,8 @@ impl Lint {
         })
     }
 
-    /// Returns the basis of the explanations. Ignores the memory size and page size of this
-    /// machine, because this machine is not the node.
+    /// Returns the settings that apply to every explained pod. Ignores the memory size and page
+    /// size of this machine, because this machine is not the node.
     fn basis(&self, config: &Config) -> Basis {
         let configured = match config.node_allocatable {
             NodeAllocatable::Fixed(bytes) => Some(bytes),

@@ -10,10 +10,10 @@ use serde_saphyr::Spanned;
 use crate::commands::lint::place::Place;
 use crate::config::any_value::{self, AnyValue, Scalar};
 
-/// Position of a value and the positions of its parts.
+/// Position of a value, and the positions of its fields or items.
 pub(super) struct PlaceTree {
     pub(super) place: Place,
-    /// Positions of the parts, by field name or by index.
+    /// Positions of the fields by name, or of the items by index.
     pub(super) parts: BTreeMap<String, PlaceTree>,
 }
 
@@ -32,7 +32,7 @@ impl PlaceTree {
     }
 }
 
-/// A value, its position, and the positions of its parts.
+/// A value, its position, and the positions of its fields or items.
 pub(super) struct PlacedValue {
     pub(super) value: Value,
     pub(super) place: Place,
@@ -48,7 +48,7 @@ impl<'de> Deserialize<'de> for PlacedValue {
     }
 }
 
-/// A value, and the positions of its parts.
+/// A value, and the positions of its fields or items.
 struct ValueWithParts {
     value: Value,
     parts: BTreeMap<String, PlaceTree>,

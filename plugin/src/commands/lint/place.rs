@@ -7,7 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use plimsoll_core::units::harmless;
 use serde::{Serialize, Serializer};
 
-/// Names of a file. The serialized form of a file is its path for readers.
+/// Path of a file in two forms. Only the path for readers is serialized.
 #[derive(Clone, Debug)]
 pub(super) struct File {
     /// Path for readers. Characters that would control a terminal are escaped.

@@ -1,4 +1,4 @@
-//! Removes the runtime drop-ins by which systemd stores the plugin's values.
+//! Removes the drop-in files in /run in which systemd stores the plugin's values.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -21,8 +21,8 @@ pub(super) async fn remove_drop_ins(
     survey: &Survey,
     kubepods: Option<&CgroupPath>,
 ) {
-    // Remove systemd's runtime drop-ins. From the drop-ins, systemd would set the plugin's values
-    // again, and the drop-ins would override the administrator's configuration.
+    // Remove the drop-ins. With the drop-ins, systemd would set the plugin's values again
+    // instead of the administrator's values.
     let systemd = Systemd::new(host);
     let remove = |path: &CgroupPath| {
         systemd::remove_protection(host, path).unwrap_or_else(|error| {
@@ -69,7 +69,7 @@ fn find_former<'a>(
     root: &'a CgroupRoot,
     originals: &'a Originals,
 ) -> impl Iterator<Item = (&'a CgroupPath, Values)> {
-    // Do not use `Values::protection`, because `Values::protection` treats `max` as 0.
+    // Do not use `Values::protection`, because this function treats `max` as 0.
     let protection =
         |values: &Values| [values.min, values.low].map(|limit| limit.unwrap_or(Bytes::ZERO.into()));
     let former = originals.former().filter(move |(path, inode, original)| {

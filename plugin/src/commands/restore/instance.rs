@@ -23,8 +23,8 @@ use crate::report::serve;
 use crate::state::containers::Containers;
 use crate::state::settings::RESTORE_MARKER;
 
-/// Time limit for the plugin to notice the marker file. The same limit applies until the runtime
-/// lists containers whose cgroups are outside the kubelet's cgroups.
+/// Time limit for the plugin to notice the marker file. The runtime has the same time to list the
+/// containers whose cgroups are outside the kubelet's cgroups.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// State of the plugin on the node, as far as this command knows.
@@ -39,7 +39,7 @@ pub(super) enum RunningPlugin {
 }
 
 /// Waits for at most [`ANSWER_LIMIT`] until a running plugin has noticed the marker file. Returns
-/// `Unknown` if the plugin does not answer one request.
+/// `Unknown` as soon as a request to a running plugin fails.
 pub(super) async fn wait_for_plugin(host: &Path) -> RunningPlugin {
     let deadline = Instant::now() + ANSWER_LIMIT;
     loop {

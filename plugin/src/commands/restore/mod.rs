@@ -1,10 +1,10 @@
-//! The command `plimsoll restore`: restores the values that cgroups held before the plugin changed
+//! The command `plimsoll restore`: restores the values that cgroups had before the plugin changed
 //! them.
 //!
-//! The command creates a marker file. While the file exists, no instance of the plugin desires any
-//! values, so reconciling restores the original values. If no instance runs, the command runs an
-//! instance itself until all values are restored. The other files of this module only observe and
-//! report the result.
+//! The command creates a marker file. While the file exists, no instance of the plugin has desired
+//! values, so the running instance restores the original values. If no instance runs, the command
+//! runs an instance itself until all values are restored. The command also removes systemd's
+//! drop-ins, and reports the result.
 
 pub(super) mod arguments;
 mod command;

@@ -1,4 +1,4 @@
-//! The report about restored values and about values that are not restored.
+//! The report about the values that the command has or has not restored.
 
 use std::fmt::Write as _;
 

@@ -15,11 +15,11 @@ use plimsoll_core::policy::KNOBS;
 pub(super) struct ChangedCgroup {
     pub(super) cgroup: CgroupPath,
     /// The id of the container. `None` for an ancestor cgroup of containers and for a reserved
-    /// cgroup beside the pods.
+    /// cgroup outside kubepods.
     pub(super) container: Option<String>,
     /// The values to restore.
     pub(super) original: Values,
-    /// The values that the cgroup held before the command restored them.
+    /// The values that the cgroup had before the command restored the original values.
     pub(super) before: Values,
 }
 

@@ -87,9 +87,8 @@ impl RestoreWait<'_> {
         Ok(watch)
     }
 
-    /// Returns two counts. The first is the number of cgroups that do not have their original
-    /// values yet. The second is the number of restored containers for which the runtime still
-    /// stores the plugin's values.
+    /// Returns the number of cgroups that do not have their original values yet, and the number of
+    /// restored containers for which the runtime still stores the plugin's values.
     fn count(&self, changed: &[ChangedCgroup]) -> (usize, usize) {
         let known = Originals::load(self.host).ok();
         let is_stored = |changed: &ChangedCgroup| {

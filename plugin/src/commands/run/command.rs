@@ -29,7 +29,7 @@ use crate::report::log::{self, Level};
 /// watch the files.
 const MARKER_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The settings that this process has from other sources than the configuration file.
+/// The settings of this process that do not come from the configuration file.
 struct ProcessSettings {
     /// The name by which the plugin registers.
     identity: Identity,

@@ -11,8 +11,8 @@
 //!
 //! Other daemons reload or reopen their logs on some of these signals, but the default action of
 //! most of these signals ends a process. From the first line of `run` on, only SIGTERM and SIGINT
-//! end the plugin's process. The other signals do not end the process either while it starts a new
-//! program.
+//! end the plugin's process. Even while the process starts a new program, the other signals do not
+//! end the process.
 
 use std::convert::Infallible;
 use std::io;
@@ -28,7 +28,7 @@ use tracing::{info, warn};
 
 use crate::agent::notify;
 
-/// The signals that must not end the process before [`Signals`] handles these signals.
+/// The signals that must not end the process, even before [`Signals`] handles them.
 const HARMLESS: [i32; 6] = [SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGIO];
 
 /// The ways in which the plugin ends without a failure.
@@ -83,8 +83,8 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Installs the signal handlers. From then on, no handled signal ends the process by its
-    /// default action.
+    /// Installs the signal handlers. Afterwards, no handled signal ends the process by its default
+    /// action.
     pub(super) fn new(early: EarlySignals) -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -148,7 +148,7 @@ async fn notify_reloads(mut hangup: Signal, reload: &Notify) -> Infallible {
     std::future::pending().await
 }
 
-/// Logs a signal without an effect. Other programs reload their configuration on such a signal, so
+/// Logs a signal without an effect. Other programs reload their configuration on this signal, so
 /// the message names SIGHUP, on which the plugin reloads its configuration.
 async fn log_signal(name: &'static str, mut signal: Signal) {
     while signal.recv().await.is_some() {

@@ -1,4 +1,4 @@
-//! The lines about the node and the table of its containers.
+//! The lines about the node, and the table with one row per container.
 
 use std::fmt::Write as _;
 
@@ -19,7 +19,7 @@ fn percent(part: Bytes, whole: Option<Bytes>) -> String {
     }
 }
 
-/// Returns the lines about the node and a table with one row per container.
+/// Returns the lines about the node, and the table with one row per container.
 pub(super) fn overview(status: &Status, screen: &Screen) -> String {
     let node = &status.node;
     let mut text = String::new();

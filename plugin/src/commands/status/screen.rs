@@ -28,7 +28,7 @@ impl Screen {
 }
 
 impl Screen {
-    /// Shortens a line to the terminal's width. Lines with styles stay whole.
+    /// Shortens a line to the terminal's width. Returns a line with styles unchanged.
     pub(super) fn cut(&self, line: &str) -> String {
         if line.contains('\x1b') {
             // Only table rows have styles, and the table already fits the terminal.

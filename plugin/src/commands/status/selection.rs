@@ -25,8 +25,8 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    /// Returns whether the filters include a container that is down. A container that is down has
-    /// no QoS class, and its state counts as `killed`.
+    /// Returns whether the filters include a container that does not run. In the status, such a
+    /// container has no QoS class, and its state counts as `killed`.
     pub(super) fn includes_down(&self, down: &DownStatus) -> bool {
         self.pod.as_ref().is_none_or(|pod| is_pod(&down.namespace, &down.pod, pod))
             && self.namespace.as_ref().is_none_or(|namespace| down.namespace == *namespace)

@@ -9,8 +9,8 @@ use kube::{Client, Config};
 /// Source of the credentials for the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// Kubeconfig file that the configuration names. The plugin never uses `~/.kube/config`,
-    /// because that file may belong to an administrator.
+    /// Kubeconfig file whose path is in the plugin's configuration. The plugin never uses
+    /// `~/.kube/config`, because that file may belong to an administrator.
     Kubeconfig(PathBuf),
     /// Service account of the pod that the plugin runs in.
     InCluster,
@@ -43,8 +43,8 @@ impl Source {
                 let mut config =
                     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                         .await?;
-                // Use only a proxy from the kubeconfig. A proxy from the environment (HTTPS_PROXY)
-                // usually does not lead to the API server of the node's own cluster.
+                // Use no proxy except a proxy from the kubeconfig. A proxy from the variable
+                // HTTPS_PROXY usually cannot reach the API server of the node's own cluster.
                 config.proxy_url = config.proxy_url.filter(|_| has_proxy);
                 config
             }
@@ -57,8 +57,8 @@ impl Source {
         // `Publisher::write` decides on retries.
         config.default_retry = false;
         // `Client::try_from` runs the token program of the kubeconfig and blocks until the program
-        // ends. Use the blocking pool, whose single thread runs one program at a time. Even if a
-        // token program hangs, the timeout must report the failure.
+        // ends. The blocking pool has a single thread, so only one program runs at a time. Even if
+        // a program hangs, `Publisher::write` notices the timeout.
         Ok(tokio::task::spawn_blocking(move || Client::try_from(config)).await??)
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::report::events::names::{is_label, is_name_part, note, stable_hash};
 use crate::report::mode::ReportMode;
 
-/// Reporting controller in Events. The API server requires a qualified name.
+/// Reporting controller in Events, for which the API server requires a qualified name.
 const CONTROLLER: &str = "plimsoll";
 
 /// Returns the Event's action for an incident that concerns the pod's owner. Returns `None` for an
@@ -54,7 +54,7 @@ impl EventDraft {
             && container.as_deref().is_none_or(is_label)
             && pod.len() <= 253
             && pod.split('.').all(is_name_part)
-            // The UID of a static pod is a digest, and a digest is a valid label, as a UUID is.
+            // The UID of a static pod is a digest and not a UUID, but both are valid labels.
             && is_label(uid);
         is_possible.then(|| Self {
             namespace: namespace.to_owned(),
@@ -80,12 +80,12 @@ impl EventDraft {
         })
     }
 
-    /// Returns whether the plugin writes the Event only once for all containers of a pod.
+    /// Returns whether the plugin writes only one Event for all containers of a pod.
     pub(super) fn is_once(&self) -> bool {
         self.kind() == IncidentKind::Overcommitted
     }
 
-    /// Returns whether the Event's name is the same each time the incident is reported.
+    /// Returns whether every report of the incident gives the Event the same name.
     ///
     /// A restarted plugin reports `Overcommitted` and `BeyondNode` again, and the API server must
     /// detect the duplicate.
@@ -123,8 +123,8 @@ impl EventDraft {
                 name: Some(self.name()),
                 ..ObjectMeta::default()
             },
-            // For a static pod, `uid` is the UID of the manifest file. The kubelet's own Events
-            // have the same UID, by which kubectl finds Events.
+            // For a static pod, `uid` is the UID that the kubelet derives from the manifest file.
+            // The kubelet's own Events have the same UID, by which kubectl finds Events.
             regarding: Some(ObjectReference {
                 api_version: Some("v1".to_owned()),
                 kind: Some("Pod".to_owned()),
@@ -148,8 +148,8 @@ impl EventDraft {
         }
     }
 
-    /// Returns the Event's name, which consists of the pod's name and the time, as in client-go. A
-    /// stable name contains a hash instead of the time.
+    /// Returns the Event's name, which consists of the pod's name and the time, as in client-go. If
+    /// [`Self::has_stable_name`] is true, the name contains a hash instead of the time.
     pub(super) fn name(&self) -> String {
         let suffix = if self.has_stable_name() {
             let identity = format!("{}/{}/{}", self.uid, self.kind(), self.note);

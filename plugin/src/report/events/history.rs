@@ -29,7 +29,7 @@ struct Sent {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Write {
     Create,
-    /// Sets the number of incidents of an existing Event.
+    /// Changes how many incidents an existing Event counts.
     Count {
         name: String,
         count: i32,
@@ -64,8 +64,8 @@ impl History {
     ) -> Result<Option<Write>, RateExceeded> {
         let is_recent =
             |sent: &Sent| now.saturating_duration_since(sent.last) <= Duration::from_secs(RECENT);
-        // The API server refuses a second Event with the same name, so keep an old Event whose name
-        // is stable.
+        // The API server refuses a second Event with the same name, so keep an old Event if the
+        // next Event would have its name.
         self.sent.retain(|sent| is_recent(sent) || sent.draft.has_stable_name());
         match self
             .sent
@@ -98,7 +98,7 @@ impl History {
         }
     }
 
-    /// Sets the number of incidents of an Event that already exists.
+    /// Changes how many incidents an existing Event counts.
     pub(super) fn set_count(&mut self, draft: &EventDraft, count: i32) {
         for sent in self.sent.iter_mut().filter(|sent| sent.draft.is_like(draft)) {
             sent.count = count;

@@ -1,7 +1,7 @@
 //! Kubernetes Events about pods, which the plugin writes to the API server for the pod's owner.
 //!
-//! No caller waits for the API server. `Events::enqueue` adds an incident to a queue of [`QUEUE`]
-//! entries. If the queue is full, the plugin drops the incident and counts the loss.
+//! No code that reports an incident waits for the API server. `Events::enqueue` adds the incident
+//! to a queue of [`QUEUE`] entries. If the queue is full, the plugin drops and counts the incident.
 //!
 //! If the plugin has credentials, a separate thread sends the incidents. Name resolution, TLS
 //! handshakes and token programs therefore never delay an answer to the runtime. The thread ends
@@ -9,7 +9,7 @@
 //!
 //! If an incident of a container repeats within [`RECENT`](crate::report::RECENT), the plugin
 //! increases the count of the existing Event. If the API server is unreachable, the thread tries
-//! again with growing delays. The thread stops its retries when every incident is older than
+//! again with growing delays. The thread repeats a failed write until the incident is older than
 //! [`STALE`].
 
 mod credentials;

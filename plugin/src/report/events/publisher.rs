@@ -38,11 +38,10 @@ pub(super) struct Publisher {
     client: Option<Client>,
     history: History,
     is_lost: bool,
-    /// Whether the API server has accepted an Event since the connection last failed. After an
-    /// accepted Event, a 403 is permanent, for example because of a quota or a namespace outside
-    /// the plugin's role.
+    /// Whether the API server has accepted an Event since the connection last failed. If so, status
+    /// 403 is permanent; the cause may be a quota or a namespace outside the plugin's role.
     is_proven: bool,
-    /// Growing delays between the attempts since the last success.
+    /// Delays between attempts, which grow until an attempt succeeds.
     backoff: ExponentialBackoff,
     dropped: Counter,
 }
@@ -198,10 +197,10 @@ impl Publisher {
     }
 }
 
-/// Returns the number of incidents of an existing Event.
+/// Returns how many incidents an existing Event counts.
 ///
-/// The plugin's role allows `create` and `patch`, but not `get`. A patch that changes nothing
-/// returns the Event.
+/// The plugin's role allows `create` and `patch`, but not `get`. The API server answers a patch
+/// without changes with the Event.
 async fn existing_count(events: &Api<Event>, name: &str) -> Result<i32, Failure> {
     let unchanged = Patch::Merge(serde_json::json!({}));
     match events.patch(name, &PatchParams::default(), &unchanged).await {
@@ -231,8 +230,9 @@ mod tests {
     /// Requests to the API server: method, path and body.
     type Requests = Arc<Mutex<Vec<(Method, String, Value)>>>;
 
-    /// Returns a publisher whose API server answers with these status codes, in this order. The
-    /// code 0 stands for no answer. Also returns the requests and the number of connections.
+    /// Returns a publisher whose API server answers with these status codes, in this order. Code 0
+    /// means that the API server does not answer. Also returns the requests and the number of
+    /// connections.
     fn publisher(codes: &'static [u16]) -> (Publisher, Requests, Arc<AtomicUsize>) {
         let (requests, connections) = (Requests::default(), Arc::<AtomicUsize>::default());
         let mut publisher = Publisher::new(Source::InCluster, Counter::default());
@@ -266,7 +266,7 @@ mod tests {
                             let series = json!({ "count": 5, "lastObservedTime": last });
                             (200, json!({ "metadata": {}, "eventTime": null, "series": series }))
                         }
-                        // 403 in a namespace that is being deleted.
+                        // The status 403 for a namespace that is being deleted.
                         1403 => (
                             403,
                             json!({ "kind": "Status", "code": 403, "message": "ends", "details": cause }),

@@ -1,4 +1,4 @@
-//! Entry point for incidents: the queue to the thread that sends Events.
+//! Queue of incidents for the thread that sends Kubernetes Events.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -18,7 +18,7 @@ use crate::report::mode::ReportMode;
 /// Maximum number of unsent incidents in the queue.
 pub const QUEUE: usize = 256;
 
-/// Entry point for Kubernetes Events: the credentials and the queue to the sending thread.
+/// Queue of incidents for the thread that sends Kubernetes Events, with the credentials.
 #[derive(Debug, Default)]
 pub struct Events(Mutex<EventQueue>);
 
@@ -31,8 +31,8 @@ struct EventQueue {
 
 impl Events {
     /// Applies the credentials: the kubeconfig file, or else the service account of the plugin's
-    /// pod. If neither exists, the plugin writes no Events. A change of credentials drops the
-    /// queued incidents.
+    /// pod. If neither exists, the plugin writes no Events. If the credentials change, the plugin
+    /// drops the queued incidents.
     pub fn configure(&self, kubeconfig: Option<&Path>, dropped: &Counter) {
         self.use_source(Source::find(kubeconfig), dropped);
     }

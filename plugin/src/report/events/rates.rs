@@ -16,7 +16,7 @@ struct Rate {
     every: Duration,
 }
 
-/// Token bucket: the unused part of a [`Rate`].
+/// Token bucket: the number of writes that a [`Rate`] still allows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
     pub(super) tokens: f64,

@@ -38,8 +38,8 @@ impl<S: Subscriber> Layer<S> for Journal {
         let text = message.message + &message.text;
         queue(move || {
             if logging::journal_send(priority, &text, fields.into_iter()).is_err() {
-                // The journal may be restarting. If standard error leads to the journal, this write
-                // waits for the restart.
+                // The journal may be restarting. If standard error leads to the journal, a write to
+                // standard error waits for the restart.
                 let _ = writeln!(io::stderr(), "{text}");
             }
         });
@@ -50,7 +50,7 @@ impl<S: Subscriber> Layer<S> for Journal {
 #[derive(Default)]
 struct JournalMessage {
     message: String,
-    /// Fields in the form that the message text shows.
+    /// Fields as text, for readers of the message.
     text: String,
     fields: Vec<(String, String)>,
 }

@@ -1,4 +1,4 @@
-//! Choice of the destination of log messages: standard error, the journal or syslog.
+//! Chooses where log messages go: to standard error, the journal or syslog.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -43,19 +43,19 @@ impl Level {
             LogLevel::Debug => LevelFilter::DEBUG,
             LogLevel::Trace => LevelFilter::TRACE,
         };
-        // The call fails only if the subscriber is gone. Without a subscriber, no message is logged
+        // This call fails only if the tracing subscriber is gone. Without it, no message is logged
         // anyway.
         let _ = self.0.reload(filter);
     }
 }
 
-/// Starts logging to standard error. If standard error leads to the journal, to /dev/null, or
-/// nowhere, log text goes to the journal instead. A runtime that launches the plugin passes
-/// /dev/null as standard error. If standard error leads nowhere and the node has no journal, log
-/// text goes to syslog.
+/// Starts logging to standard error. If standard error is the journal, /dev/null or closed, sends
+/// text messages to the journal's socket instead. A runtime that launches the plugin passes
+/// /dev/null as standard error. If standard error is /dev/null or closed and the node has no
+/// journal, sends text messages to syslog.
 ///
-/// Also returns whether the process should log its last message. If not, `main` writes the last
-/// message to standard error.
+/// Also returns whether the process should send its last message to the log. If not, `main` writes
+/// the last message to standard error.
 pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     let (filter, level) = reload::Layer::new(LevelFilter::INFO);
     let text = || tracing_subscriber::fmt::layer().with_target(false);
@@ -65,9 +65,9 @@ pub(crate) fn start(format: LogFormat) -> (Level, bool) {
     let output = if format == LogFormat::Json {
         text().json().flatten_event(true).with_writer(Queued(io::stderr)).boxed()
     } else if to_journal && Path::new(SD_JOURNAL_SOCK_PATH).exists() {
-        // Unless standard error leads nowhere, the last message goes to standard error and not
-        // through the journal's own protocol. journald may no longer find the unit of an ended
-        // process, but knows the unit of its standard error.
+        // journald may no longer find the systemd unit of a process that has ended, but knows the
+        // unit of a process's standard error. So write the last message to standard error,
+        // unless standard error is /dev/null or closed.
         takes_last = nowhere;
         Journal.boxed()
     } else if nowhere

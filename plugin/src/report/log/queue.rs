@@ -18,7 +18,7 @@ const WAITING: usize = 4096;
 /// Maximum time that the ending program waits until its queued messages are written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Maximum time that the program waits for standard error to take its last message.
+/// Maximum time that the program waits until standard error accepts its last message.
 const STDERR_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Interval at which `flush` tries again to add its entry to a full queue.
@@ -28,14 +28,14 @@ const FLUSH_RETRY: Duration = Duration::from_millis(5);
 type WriteMessage = Box<dyn FnOnce() + Send>;
 
 thread_local! {
-    /// Whether this thread is the one that writes messages.
+    /// Whether the current thread is the thread that writes the queued messages.
     static IS_WRITER: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Queue of messages for the thread that writes them.
 ///
-/// A write blocks until the journal, or the program at the other end of standard error, reads. The
-/// runtime waits for the plugin's answers, so a thread that answers the runtime never writes a
+/// A write may block until the journal or the reader of standard error has read earlier messages.
+/// The runtime waits for the plugin's answers, so a thread that answers the runtime never writes a
 /// message itself.
 struct MessageQueue {
     sender: SyncSender<WriteMessage>,
@@ -98,8 +98,7 @@ impl MessageQueue {
                     entry = returned;
                     thread::sleep(FLUSH_RETRY);
                 }
-                // The queue is still full, because no program reads the log. The queued messages
-                // are lost too.
+                // No program reads the log, so the queue is still full and its messages are lost.
                 Err(TrySendError::Full(_)) => return false,
                 // The queue's thread did not start, so each caller has written its message itself.
                 Err(TrySendError::Disconnected(_)) => return true,

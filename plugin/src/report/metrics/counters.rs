@@ -25,7 +25,7 @@ const LATENCIES: [f64; 12] =
 pub struct Metrics {
     /// Resizes by outcome.
     pub resizes: Family<OfOutcome, Counter>,
-    /// Sum of the bytes by which rejected resizes would have decreased limits in force.
+    /// Sum of the bytes by which the rejected resizes would have decreased limits.
     pub rejected_bytes: Counter,
     /// Deferred limit decreases that the plugin gave up.
     pub deferrals_given_up: Counter,
@@ -33,12 +33,12 @@ pub struct Metrics {
     pub pod_limits_raised: Counter,
     /// Files that another program had changed and that the plugin repaired.
     pub repairs: Family<OfLevel, Counter>,
-    /// Files in which the plugin left the value of another program that kept changing the file.
+    /// Files that the plugin no longer repairs, because another program kept changing the files.
     pub contended: Family<OfLevel, Counter>,
     /// OOM kills of containers.
     pub oom_kills: Family<OfKill, Counter>,
-    /// OOM rescues by outcome: limits that the plugin raised, and raises that the ceiling or the
-    /// lack of free memory prevented.
+    /// OOM rescues by outcome: the plugin raised the limit, or the configured maximum or a lack of
+    /// free memory prevented the raise.
     pub rescues: Family<OfOutcome, Counter>,
     /// Releases of containers from throttling at `memory.high`.
     pub stalls_released: Counter,
@@ -46,8 +46,8 @@ pub struct Metrics {
     pub events: Events,
     /// Connections of the plugin to a runtime.
     pub connections: Counter,
-    /// Kubernetes Events that the plugin did not write, because they were too many, refused or too
-    /// old.
+    /// Kubernetes Events that the plugin did not write, because there were too many Events, or
+    /// because the Event was refused or too old.
     pub events_dropped: Counter,
     /// Actions that the plugin only planned in observe mode.
     pub planned: Family<OfKind, Counter>,

@@ -51,7 +51,7 @@ pub struct OfLevel {
 pub enum Level {
     /// Cgroup of a container.
     Container,
-    /// Cgroup above the containers, or a reserved cgroup beside the pods.
+    /// Ancestor cgroup of containers, or a reserved cgroup outside kubepods.
     Ancestor,
 }
 
@@ -98,6 +98,6 @@ impl EncodeLabelValue for OutcomeLabel {
 /// Labels of NRI events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OfEvent {
-    /// NRI's name of the event.
+    /// Name of the event in NRI.
     pub event: &'static str,
 }

@@ -14,11 +14,11 @@ use crate::report::metrics::labels::{File, Level};
 use crate::report::metrics::rows::{self, bytes, count, number, plain, to_i64};
 use crate::report::status::{self, CgroupStatus, Status, Values};
 
-/// Kinds of the cgroups above the containers, and the kind of the reserved cgroups beside the pods.
+/// Kinds of the containers' ancestor cgroups and of the reserved cgroups outside kubepods.
 const LEVELS: [status::Level; 4] =
     [status::Level::Kubepods, status::Level::Class, status::Level::Pod, status::Level::Reserved];
 
-/// Labels of the protection of all cgroups of a kind.
+/// Labels of the gauge that sums the protection of all cgroups of the same kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfProtection {
     level: &'static str,
@@ -36,8 +36,8 @@ struct OfDifference {
     level: Level,
 }
 
-/// Registers the gauges of the protection, of unread cgroups, of unknown facts and of differing
-/// files.
+/// Registers the gauges about protection, unreadable cgroups, unknown facts, and files whose values
+/// differ from the desired values.
 pub(super) fn register_levels(status: &Status, registry: &mut Registry) {
     let rows = [
         bytes(
@@ -117,8 +117,8 @@ fn unread(status: &Status) -> Family<OfCgroup, Gauge> {
     unread
 }
 
-/// Returns the numbers of files whose values differ from the desired values. In observe mode the
-/// plugin writes no desired values, so all numbers are 0.
+/// Returns the number of files whose values differ from the desired values, for containers and for
+/// other cgroups. In observe mode the plugin writes no desired values, so both numbers are 0.
 fn differences(status: &Status) -> Family<OfDifference, Gauge> {
     let (mut of_containers, mut of_ancestors) = (0, 0);
     if status.node.mode == Mode::Enforce {

@@ -2,7 +2,7 @@
 //!
 //! By default no series names a pod or a container, so the number of series does not grow with the
 //! number of containers. The setting `containerMetrics` adds series for each container. A series
-//! that cAdvisor also has takes cAdvisor's labels, and cAdvisor's name with the prefix `plimsoll_`.
+//! that cAdvisor also has gets cAdvisor's labels, and cAdvisor's name with the prefix `plimsoll_`.
 
 mod containers;
 mod counters;

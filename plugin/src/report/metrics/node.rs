@@ -173,7 +173,7 @@ fn is_beyond(container: &ContainerStatus, allocatable: Bytes) -> bool {
     limit.max(request).is_some_and(|most| most > allocatable)
 }
 
-/// Returns the numbers of containers for each state, and for each source of the request.
+/// Returns the number of containers in each state, and for each source of the memory request.
 fn containers_by(status: &Status) -> [Row; 2] {
     let states = Family::<OfState, Gauge>::default();
     for state in State::ALL {

@@ -1,5 +1,5 @@
-//! Rows that describe one metric each: name, help text and value. The other files of this folder
-//! define the metrics.
+//! Rows, each of which describes one metric: its name, help text and value. The other files of this
+//! folder define the metrics.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;

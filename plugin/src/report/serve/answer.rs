@@ -40,7 +40,7 @@ pub struct Server {
     latest: Arc<Mutex<Option<(Instant, String)>>>,
 }
 
-/// Paths that a listener serves.
+/// HTTP paths that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ServedPaths {
     Everything,

@@ -19,7 +19,7 @@ use crate::report::status::{Status, VERSION};
 /// Maximum time to wait for the plugin's answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Error when the plugin's status could not be read.
+/// Reason why the plugin's status could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "cannot read the status from {}; run the plugin and use root (see 'plimsoll doctor')",

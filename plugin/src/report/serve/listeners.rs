@@ -15,10 +15,10 @@ use crate::report::serve::answer::{ServedPaths, Server};
 use crate::report::serve::places::Places;
 use crate::report::serve::socket::{listen, socket};
 
-/// Delay before the plugin tries to listen again.
+/// Delay before the plugin tries to listen again after a failure.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// Delay before the plugin accepts connections again.
+/// Delay before the plugin calls `accept` again after a failure.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 impl Server {

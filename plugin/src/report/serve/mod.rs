@@ -3,7 +3,7 @@
 //!
 //! A slow or busy client delays only other clients of the same listener. Each listener serves few
 //! clients at a time, and each client only for a limited time. A separate thread reads the node's
-//! state for one client after the other, so reading never delays NRI events.
+//! state for one client at a time, so reading never delays NRI events.
 
 mod answer;
 mod ask;

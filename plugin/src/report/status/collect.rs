@@ -1,4 +1,4 @@
-//! Collection of the status from the plugin's state and the cgroups.
+//! Collects the status from the plugin's state and the cgroups.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -67,8 +67,8 @@ impl Status {
     }
 }
 
-/// Returns the cgroups above the containers and the reserved cgroups, each with its desired
-/// protection. In observe mode, each has its planned protection instead.
+/// Returns the ancestor cgroups of the containers and the reserved cgroups, each with its desired
+/// protection. In observe mode, returns the planned protection instead.
 fn levels(
     state: &SharedState,
     settings: &Settings,
@@ -100,7 +100,7 @@ fn sort(rows: &mut [ContainerStatus]) {
     });
 }
 
-/// Returns the containers that are down but have recent reports.
+/// Returns the containers that do not run but have recent reports.
 fn down(state: &SharedState, reports: &Reports, known: &[Arc<Container>]) -> Vec<DownStatus> {
     let names =
         known.iter().map(|container| (container.uid.clone(), container.name.clone())).collect();

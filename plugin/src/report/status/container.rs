@@ -19,7 +19,7 @@ pub(super) struct KnownContainer<'k> {
     pub(super) read: Result<&'k ContainerReading, &'k String>,
     /// Part of the usage that the kernel effectively protects.
     pub(super) effective: Option<Protection>,
-    /// Reports of the container, latest first.
+    /// Reports about the container, latest first.
     pub(super) reports: Vec<Report>,
     pub(super) change: LimitChange,
 }

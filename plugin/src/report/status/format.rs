@@ -25,17 +25,17 @@ pub struct Status {
     pub plimsoll: String,
     /// Status of the node as a whole.
     pub node: NodeStatus,
-    /// Cgroups above the containers (parents before children), and the protected cgroups beside the
-    /// pods.
+    /// Ancestor cgroups of the containers (parents before children), and the protected cgroups
+    /// outside kubepods.
     pub cgroups: Vec<CgroupStatus>,
     /// Containers, with the worst state first.
     pub containers: Vec<ContainerStatus>,
-    /// Containers that are down but have recent reports, such as a container that is OOM-killed
+    /// Containers that do not run but have recent reports, such as a container that is OOM-killed
     /// repeatedly.
     pub down: Vec<DownStatus>,
 }
 
-/// A container that is down at the moment.
+/// A container that does not run at the moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DownStatus {
@@ -77,7 +77,7 @@ pub struct NodeStatus {
     pub synchronized: bool,
     /// Whether `plimsoll restore` is in force, so that the plugin sets no values.
     pub stands_aside: bool,
-    /// Whether the plugin acts, or only reports what it would do.
+    /// Whether the plugin sets values, or only reports which values it would set.
     #[serde(default)]
     pub mode: Mode,
     /// Reason why the brake switched the plugin to observe mode. `null` if the brake is not
@@ -104,7 +104,7 @@ pub struct NodeStatus {
     pub usage: Bytes,
 }
 
-/// A cgroup above the containers, or a protected cgroup beside the pods.
+/// An ancestor cgroup of containers, or a protected cgroup outside kubepods.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CgroupStatus {
@@ -112,9 +112,9 @@ pub struct CgroupStatus {
     pub cgroup: CgroupPath,
     /// Kind of the cgroup: kubepods, QoS class, pod or reserved cgroup.
     pub level: Level,
-    /// Protection that the files should have.
+    /// Desired protection of the cgroup.
     pub desired: Protection,
-    /// Protection that the files have; `null` if the cgroup is missing or unreadable.
+    /// Observed protection of the cgroup; `null` if the cgroup is missing or unreadable.
     pub observed: Option<Protection>,
     /// Reason why the observed values are unknown, with advice.
     #[serde(default)]
@@ -127,7 +127,7 @@ pub struct CgroupStatus {
     pub usage: Option<Bytes>,
     /// Limit of the cgroup.
     pub max: Option<Limit>,
-    /// Reports of the cgroup, latest first.
+    /// Reports about the cgroup, latest first.
     pub reports: Vec<Report>,
 }
 
@@ -182,13 +182,12 @@ pub struct ContainerStatus {
     /// Total time in seconds in which all tasks of the container waited for memory
     /// (`memory.pressure`, full).
     pub stalled_seconds: Option<f64>,
-    /// Share of the last ten seconds in which all tasks of the container waited for memory, in
-    /// percent.
+    /// Percentage of the last ten seconds in which all tasks of the container waited for memory.
     pub stalled_percent: Option<f64>,
     /// Number of the container's processes that the kernel has OOM-killed.
     pub oom_kills: Option<u64>,
-    /// Reports of the container, latest first. Includes the reports of the same container from
-    /// before its restarts, when it had other ids.
+    /// Reports about the container, latest first. Includes reports from before the restarts of the
+    /// container, when the container had other ids.
     pub reports: Vec<Report>,
 }
 
@@ -196,7 +195,7 @@ pub struct ContainerStatus {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestStatus {
-    /// The request, or its lower bound if the request is not exact.
+    /// The request, or its lower bound if the exact request is unknown.
     pub bytes: Bytes,
     /// Upper bound of the request.
     pub at_most: Bytes,

@@ -1,4 +1,4 @@
-//! Collection of the status of the node as a whole.
+//! Collects the status of the node as a whole.
 
 use std::fs;
 
@@ -118,8 +118,8 @@ fn guard_would_wait(kubepods: &Cgroup, line: Bytes) -> Option<String> {
     }
 }
 
-/// Returns a message if the node has no system.slice, so that the node guard cannot protect the
-/// system.
+/// Returns a message if the node guard cannot protect the system, because the node has no
+/// system.slice.
 fn half_a_guard(settings: &Settings, root: &CgroupRoot) -> Option<String> {
     if !settings.config.reserved.is_empty() {
         return None;

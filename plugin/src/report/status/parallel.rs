@@ -1,9 +1,9 @@
-//! Work on many items with few threads.
+//! Processes many items with few threads.
 
 use std::{panic, thread};
 
-/// Maximum number of threads that read files. Work on up to [`FEW`] items is too short for a second
-/// thread to pay off.
+/// Maximum number of threads that read files. Up to [`FEW`] items take so little time that a second
+/// thread does not pay off.
 const MOST_THREADS: usize = 4;
 const FEW: usize = 50;
 

@@ -1,5 +1,5 @@
-//! Decision about the state of a container. The state is one word that sums up the other fields of
-//! the container's status.
+//! Decides the state of a container. The state is one word that sums up the other fields of the
+//! container's status.
 
 use plimsoll_core::incident::{Incident, IncidentKind};
 use plimsoll_core::policy::hierarchy::Standing;
@@ -9,7 +9,7 @@ use plimsoll_core::units::{Bytes, Limit};
 use crate::report::recent::Report;
 use crate::report::status::format::{State, Values};
 
-/// State of a container's limit, as other modules report it.
+/// Facts about a container's limit that other modules provide.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LimitChange {
     /// Whether a limit decrease is deferred.
@@ -35,7 +35,7 @@ pub(super) struct StateInputs<'r> {
     pub(super) throttled: Option<ThrottleState>,
     pub(super) is_over: bool,
     pub(super) standing: Option<Standing>,
-    /// Reports of the container, latest first.
+    /// Reports about the container, latest first.
     pub(super) reports: &'r [Report],
 }
 
@@ -63,7 +63,7 @@ impl StateInputs<'_> {
         if self.change.is_deferred {
             return State::Deferred;
         }
-        // A refusal counts only while the limit in force has not changed since the refusal.
+        // A refusal no longer counts once the observed limit has changed since the refusal.
         let is_refused = self.reports.iter().filter(|report| report.is_recent()).any(|report| {
             match &report.what {
                 Some(Incident::CutRejected(cut)) => {
@@ -231,8 +231,8 @@ mod tests {
             (State::Protected, fine(), vec![report(Incident::CutRejected(cut), RECENT + 5)]),
             // The limit has changed since the refusal.
             (State::Rescued, rescued, vec![report(Incident::CutRejected(cut), 0)]),
-            // The limit is above the user's limit without a rescue, because the plugin gave up a
-            // deferred limit.
+            // The limit is above the user's limit without an OOM rescue, because the plugin gave up
+            // a deferred limit decrease.
             (
                 State::Refused,
                 StateInputs { is_beyond_asked: true, ..fine() },

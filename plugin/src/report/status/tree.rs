@@ -1,4 +1,4 @@
-//! Values of the cgroups above the containers, and the effective protection of all cgroups.
+//! Values of the containers' ancestor cgroups, and the effective protection of all cgroups.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,21 +16,21 @@ use crate::report::status::reading::{ContainerReading, unread};
 use crate::state::container::Container;
 use crate::state::levels::LevelKind;
 
-/// Values of the cgroups above the containers, and of the containers.
+/// Values of the containers' cgroups and of their ancestor cgroups.
 pub(super) struct CgroupTree {
     /// Values of all cgroups that the plugin could read.
     observed: BTreeMap<CgroupPath, ObservedCgroup>,
-    /// `memory.max` of the cgroups above the containers.
+    /// `memory.max` of the ancestor cgroups of the containers.
     limits: HashMap<CgroupPath, Limit>,
-    /// Reasons why the plugin could not read cgroups above the containers.
+    /// Reasons why the plugin could not read ancestor cgroups of the containers.
     problems: HashMap<CgroupPath, String>,
     /// Effective protection of each cgroup in `observed`.
     effective: BTreeMap<CgroupPath, Protection>,
 }
 
 impl CgroupTree {
-    /// Reads the cgroups above the containers. `read` contains the values of the containers' own
-    /// cgroups.
+    /// Reads the ancestor cgroups of the containers. `read` contains the values of the containers'
+    /// own cgroups.
     pub(super) fn read(
         root: &CgroupRoot,
         levels: &[(Level, LevelKind)],
@@ -65,7 +65,7 @@ impl CgroupTree {
         self.effective.get(cgroup).copied()
     }
 
-    /// Returns the status of a cgroup above the containers.
+    /// Returns the status of an ancestor cgroup of containers.
     pub(super) fn status(
         &self,
         level: Level,

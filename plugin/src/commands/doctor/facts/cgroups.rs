@@ -32,8 +32,7 @@ pub(crate) struct CgroupLevel {
     pub(crate) has_children: Result<bool, Unreadable>,
 }
 
-/// A cgroup with the memory controller, and the names of the needed files that the cgroup does not
-/// have.
+/// A cgroup with the memory controller, and the names of necessary files that are missing there.
 #[derive(Debug)]
 pub(crate) struct SampleCgroup {
     pub(crate) path: String,

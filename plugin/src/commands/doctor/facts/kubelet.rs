@@ -46,7 +46,7 @@ impl KubeletFacts {
 /// Reads all checkpoint files of the kubelet. Returns the problems of these files, with the paths
 /// of the files on the node.
 fn find_checkpoint_problems(host: &Path) -> Vec<String> {
-    // No pod has an empty UID, so the lookup reads all checkpoint files.
+    // No pod has an empty UID, so the lookup finds no pod and reads all checkpoint files.
     let uid = PodUid::new("");
     let found = Checkpoints::new(host.join(KUBELET)).lookup(&uid, "", Moment::Create);
     let prefix = host.to_string_lossy();

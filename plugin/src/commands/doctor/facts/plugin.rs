@@ -26,7 +26,7 @@ pub(crate) struct PluginFacts {
     /// Errors about directories that doctor could not list: directories of plugins or of plugin
     /// configurations.
     pub(crate) unlisted: Vec<String>,
-    /// Unit file of the plugin's service. A masked unit is an error.
+    /// Unit file of the plugin's service. If the unit is masked, this field is an error.
     pub(crate) unit: Result<Option<String>, UnitError>,
     /// Process that runs the plugin. `Some(None)` means that no process runs the plugin. `None`
     /// means that doctor does not know.
@@ -88,8 +88,7 @@ impl PluginFacts {
     }
 }
 
-/// Returns the directories that the runtimes use: first the configured directories, then the
-/// default directory.
+/// Returns the directories from the NRI settings of the runtimes, and then the default directory.
 fn directories(
     runtimes: &[Runtime],
     default: &str,

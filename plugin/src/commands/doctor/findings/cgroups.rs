@@ -97,8 +97,8 @@ impl NodeFacts {
         let file = directory.join("cgroup.subtree_control").display().to_string();
         let unknown =
             |found: String| Some(Finding::unknown(MEMORY_CONTROLLER, found, self.how_to_read()));
-        // A cgroup without children does not have to enable the controller. With the first child,
-        // the kubelet or systemd enables it.
+        // A cgroup without children does not have to enable the controller. The kubelet or systemd
+        // enables the controller when it creates the first child.
         match &level.has_children {
             Ok(true) => {}
             Ok(false) => return None,

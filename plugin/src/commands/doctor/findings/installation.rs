@@ -8,7 +8,7 @@ use crate::host::nri_plugins::{NriPlugin, PLUGINS};
 use crate::host::socket::Socket;
 use crate::host::units::{UnitError, how_to_unmask};
 
-/// Parts of the names of plugins that also set memory values of containers.
+/// Name parts by which doctor recognizes other plugins that set memory values of containers.
 const RIVALS: [&str; 3] = ["memory-qos", "koordlet", "koordinator"];
 
 /// Name of the check for the installed plugin.

@@ -102,7 +102,7 @@ mod tests {
         );
     }
 
-    /// Files without which a check has no result.
+    /// Without its file, no check may have the result ok.
     #[test]
     fn a_file_that_is_missing_is_never_ok() {
         for (path, check) in [

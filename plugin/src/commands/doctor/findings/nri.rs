@@ -1,4 +1,4 @@
-//! Findings about NRI: the switch, the socket and the timeouts.
+//! Findings about NRI: whether NRI is on, the NRI socket and the NRI timeouts.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::host::runtime::kind::{RuntimeKind, RuntimeProduct};
 use crate::host::runtime::nri_settings::NriSwitch;
 use crate::host::socket::Socket;
 
-/// Default timeout of a runtime for a plugin's answer to a request.
+/// Default time that a runtime waits for a plugin's answer to a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Shortest request or registration timeout that causes no warning.
@@ -25,8 +25,8 @@ const NRI: &str = "nri";
 const TIMEOUTS: &str = "nri-timeouts";
 
 impl NodeFacts {
-    /// Returns the runtimes whose socket listens or denies access. If no such runtime exists,
-    /// returns the runtimes with configuration files.
+    /// Returns the runtimes that listen at their socket, or whose socket denies access to doctor.
+    /// If no such runtime exists, returns the runtimes with configuration files.
     pub(super) fn present(&self) -> Vec<&Runtime> {
         let by = |is: fn(&Runtime) -> bool| {
             self.runtimes.iter().filter(|runtime| is(runtime)).collect::<Vec<_>>()
@@ -94,7 +94,7 @@ impl NodeFacts {
         Some(Finding::failed(CHECK, why, self.how_to_serve(&present)))
     }
 
-    /// Returns the advice if no runtime serves the NRI socket.
+    /// Returns the advice for a node on which no runtime serves the NRI socket.
     fn how_to_serve(&self, present: &[&Runtime]) -> String {
         // /var/run is a symbolic link to /run.
         let short = |path: &str| path.strip_prefix("/var").unwrap_or(path).to_owned();
@@ -188,7 +188,7 @@ fn how_to_switch_on(NriOff { kind, plugin, cause }: &NriOff) -> String {
     }
 }
 
-/// Returns the findings about a runtime's NRI settings other than the switch.
+/// Returns the findings about all NRI settings of a runtime except the on/off setting.
 fn nri_settings(Runtime { kind, settings, .. }: &Runtime) -> Vec<Finding> {
     let RuntimeKind { name, keys, .. } = kind;
     let mut findings = Vec::new();

@@ -8,10 +8,10 @@ use crate::commands::doctor::finding::{Finding, MOST_NAMES};
 use crate::host::files::Text;
 use crate::host::socket::Socket;
 
-/// Number of inotify instances below which programs on the node may soon get no instance.
+/// Below this limit of inotify instances, programs on the node may soon get no instance.
 const FEW_INSTANCES: u64 = 32;
 
-/// Number of inotify watches below which programs on the node may soon get no watch.
+/// Below this limit of inotify watches, programs on the node may soon get no watch.
 const FEW_WATCHES: u64 = 4096;
 
 /// Name of the check for the inotify limits.
@@ -21,7 +21,7 @@ impl NodeFacts {
     pub(super) fn d_bus(&self) -> Finding {
         const CHECK: &str = "d-bus";
         match &self.system.has_systemd {
-            // A pod may have the D-Bus socket without /run/systemd/system, so a listening D-Bus
+            // A pod may mount the D-Bus socket but not /run/systemd/system, so a listening D-Bus
             // socket also shows that systemd is the init process.
             Ok(is_init) if *is_init || matches!(self.system.bus, Socket::Listens) => {}
             Ok(_) => {
