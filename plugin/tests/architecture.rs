@@ -50,7 +50,7 @@ const CRATES: [Crate; 3] = [
 
 /// Maximum number of lines of a file without its tests.
 const MOST_LINES: usize = 500;
-/// Maximum median of the files' numbers of lines.
+/// Maximum median number of lines per file.
 const MEDIAN_LINES: usize = 200;
 /// Maximum number of lines of a function.
 const MOST_LINES_OF_A_FUNCTION: usize = 60;

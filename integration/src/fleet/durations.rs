@@ -1,7 +1,7 @@
 //! Records how long test cases take on nodes.
 //!
-//! Each case prints a line for users to standard error, even while the test runner captures output.
-//! Each case also writes a line for programs to a file in the directory `node-cases`, which is
+//! Each case prints a readable line to standard error, even while the test runner captures output.
+//! Each case also writes a machine-readable line to a file in the directory `node-cases`, which is
 //! beside cargo's own directories. The fields of this line are separated by tabs: outcome, total
 //! seconds, seconds until the node was ready, runtime and name. `hack/check` makes tables of these
 //! lines.

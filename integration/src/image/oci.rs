@@ -19,7 +19,7 @@ pub const WORKLOAD: &str = "plimsoll.test/workload:1";
 /// The name of the image from which CRI-O's tests start containers.
 pub const NRI_TEST_IMAGE: &str = "quay.io/crio/fedora-crio-ci:latest";
 
-/// The archive that contains all images: its path on the node.
+/// The path on the node of the archive that contains all images.
 pub(crate) const ARCHIVE: &str = "/usr/share/node-images.tar";
 
 /// The media type of a manifest.

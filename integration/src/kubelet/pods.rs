@@ -35,7 +35,7 @@ impl Kubelet<'_> {
         Ok(Pod { spec, uid, sandbox, cgroup: pod_cgroup, containers })
     }
 
-    /// Runs one more container in a pod, as init and ephemeral containers run.
+    /// Runs one more container in a pod, as the kubelet runs init and ephemeral containers.
     ///
     /// The pod's class, limit and specification do not change.
     pub fn run_container(&mut self, pod: &mut Pod, spec: &ContainerSpec) -> Result<()> {
@@ -157,9 +157,9 @@ impl Kubelet<'_> {
     }
 }
 
-/// Returns a pod's UID in the API server's form.
+/// Returns a UID for a pod in the API server's format.
 ///
-/// The same name and turn always give the same UID.
+/// The same arguments always give the same UID.
 fn uid(name: &str, turn: u32) -> String {
     let digest = Sha256::digest(format!("{name} {turn}"));
     let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();

@@ -43,7 +43,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Starts QEMU. If the machine boots, waits until the node is ready.
+    /// Starts QEMU. If `start` says to boot, waits until the node is ready.
     pub(super) fn power_on(
         image: &Image,
         disk: &Path,
@@ -239,8 +239,7 @@ fn watch(
 
 /// Locks a mutex.
 ///
-/// The state behind these locks is consistent at any time, so the state behind a poisoned lock is
-/// valid.
+/// Every change leaves the state consistent, so the state is valid even if the lock is poisoned.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,7 +17,7 @@ use crate::probe::{cgroup, crictl};
 pub const REQUEST: u64 = 100 * MIB;
 /// The page cache of each of the two containers before the pressure, in bytes.
 pub const CACHE: u64 = 80 * MIB;
-/// The memory limit of the cgroup of all pods during the contest.
+/// The memory limit of the cgroup of all pods in a [`Contest`].
 const ALL_PODS: u64 = 300 * MIB;
 /// The first allocation of the best-effort container, the hog.
 ///
@@ -26,7 +26,7 @@ const ALL_PODS: u64 = 300 * MIB;
 const HOG: u64 = 195 * MIB;
 /// The size of each further allocation of the hog.
 const STEP: u64 = 8 * MIB;
-/// The maximum number of reclaims of the whole node.
+/// The maximum number of times that the node's memory is reclaimed.
 const RECLAIMS: usize = 5;
 const LIMIT: u64 = 160 * MIB;
 
@@ -86,8 +86,8 @@ impl<'n> Contest<'n> {
     /// Fills both caches and then lets the hog allocate memory until the limit of all pods is
     /// exceeded.
     ///
-    /// The hog continues step by step until `is_wanted` accepts the remaining caches, or the caches
-    /// are nearly empty. Returns the remaining caches.
+    /// The hog continues step by step until `is_wanted` accepts the remaining cache sizes, or the
+    /// caches are nearly empty. Returns the remaining caches.
     pub fn below_the_limit_of_all_pods(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
         self.fill()?;
         let hog = self.hog.container("app")?;
@@ -111,8 +111,8 @@ impl<'n> Contest<'n> {
 
     /// Fills both caches and then lets the kernel reclaim all memory that is not protected.
     ///
-    /// The reclaim is repeated up to `RECLAIMS` times until `is_wanted` accepts the remaining
-    /// caches. Returns the remaining caches.
+    /// The reclaim is repeated up to `RECLAIMS` times until `is_wanted` accepts the remaining cache
+    /// sizes. Returns the remaining caches.
     ///
     /// During the reclaims, the kernel uses its older LRU. With multi-generational LRU, Linux 6.12
     /// and 7.2 ignore memory.min for a reclaim through the root's memory.reclaim.

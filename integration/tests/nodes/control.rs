@@ -360,7 +360,7 @@ fn pods_that_use_more_than_the_node_has_take_it_from_the_system(
     driver: Driver,
 ) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    // 32 MiB as pages of page cache. The service in system.slice reads 40 MiB.
+    // This number of pages is 32 MiB of page cache. The service in system.slice reads 40 MiB.
     let most = 8192;
     let balloon = stories::balloon(&mut kubelet, node, most)?;
     println!("{} {driver}: without the plugin: {balloon:?}", node.runtime());

@@ -3,7 +3,7 @@
 //!
 //! The control group in `control.rs` shows that the same setups end differently without the plugin.
 //! Each printed time is measured by the node's clock, from the end of an action to the last moment
-//! at which a file was wrong.
+//! at which a file had a wrong value.
 
 use std::path::Path;
 use std::time::Duration;
@@ -270,7 +270,7 @@ fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Re
         cgroup::memory(node, &[kubelet.top_cgroup(), &class, &pods[1].cgroup, &pods[2].cgroup])?;
     let [top, class, of_first, of_second] = levels[..] else { unreachable!("four were asked for") };
     // The plugin may round each value down by a page. Both Burstable pods share the remaining
-    // memory 2 to 1, like their requests.
+    // memory in proportion to their requests, 2 to 1.
     let near = |value: u64, wanted: u64| value <= wanted && wanted - value <= 4 * 4096;
     let rest = allocatable - 256 * MIB;
     assert!(near(top.min, allocatable), "{top:?} of {allocatable}");

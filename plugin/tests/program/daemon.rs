@@ -1,5 +1,5 @@
-//! Tests of the program with the runtime's side of the protocol, on a temporary directory tree in
-//! place of a node.
+//! Tests that run the program on a temporary directory tree. The tests play the role of the
+//! runtime.
 
 use std::collections::HashMap;
 use std::fs;
@@ -447,7 +447,7 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     let huge = good.replacen('{', &format!(r#"{{"padding":"{}","#, "x".repeat(10 << 20)), 1);
     node.replace("host/var/lib/kubelet/actuated_pods_state", &huge);
     // If the plugin has not read the file in time, it answers the create event without the values
-    // that need the file. The plugin then sets these values after the start. The pod author's
+    // that depend on the file. The plugin then sets these values after the start. The pod author's
     // annotation does not count, because the checkpoint has an entry for the container.
     let created = runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
@@ -704,8 +704,8 @@ async fn a_configuration_directory_that_appears_is_watched() {
     for (config, expected) in [(TIGHT, 2048), ("nodeAllocatable: 4Gi\nlogLevel: debug\n", 3686)] {
         fs::remove_dir_all(node.path("etc")).unwrap();
         daemon.says("was removed; the previous configuration stays in force").await;
-        // The directories appear one after the other in the first round, and all at once in the
-        // second.
+        // The directories appear one by one in the first round, and all at once in the second
+        // round.
         if expected == 2048 {
             fs::create_dir(node.path("etc")).unwrap();
             sleep(Duration::from_millis(300)).await;

@@ -34,7 +34,7 @@ struct Node {
     nri: Option<UnixListener>,
     /// The index of the call that fails, and whether the call takes effect before it fails.
     fails: Option<(usize, bool)>,
-    /// The index of the call before which the user interrupts.
+    /// The index of the call before which the user interrupts the program.
     interrupted: Option<usize>,
     /// Whether `plimsoll restore` succeeds.
     restores: bool,
@@ -1134,8 +1134,8 @@ fn without_a_word_of_consent_nothing_is_changed() {
 #[test]
 fn an_undo_goes_on_after_its_terminal_is_gone() {
     let node = able();
-    // Every call first prints to standard error, and counts only if it can print. The first restart
-    // of the runtime hangs until the user interrupts the program.
+    // Each call of this `systemctl` fails without an effect if it cannot print to standard error.
+    // The first restart of the runtime hangs until the user interrupts the program.
     let script = "#!/bin/sh\necho note >&2 || exit 1\necho \"$*\" >>$0.called\n\
                   test \"$*\" != 'restart containerd' || test -e $0.again || \
                   { touch $0.again; exec sleep 60; }\n";

@@ -324,8 +324,8 @@ async fn observing_shows_a_raised_limit_as_rescued() {
     count_up(&runtime, &pod, 3, 0);
     assert_eq!(asked(&mut runtime, &pod).await, 200 * MIB);
     runtime.serve_update(&[&pod]).await;
-    // After a restart, the plugin does not know the kill. Otherwise the kill would determine the
-    // container's state.
+    // Restart the plugin, so that it forgets the kill. A known kill would determine the container's
+    // state.
     drop(runtime);
     daemon.kill().await;
     node.replace("plimsoll.yaml", &format!("{RESCUE}mode: observe\n"));
@@ -346,7 +346,7 @@ async fn a_kill_counts_also_if_the_end_of_the_container_is_told_of_before_it_is_
     run(&runtime, &pod, 100 * MIB).await;
     daemon.signal(rustix::process::Signal::STOP);
     let (end, goes_on) = (runtime.stop(&pod), async {
-        // The plugin finds the kill and the reported end together when it continues.
+        // When the plugin continues, it finds both the kill and the end that the runtime reported.
         count_up(&runtime, &pod, 3, 0);
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         daemon.signal(rustix::process::Signal::CONT);

@@ -60,8 +60,8 @@ const OF_HELM: [&str; 4] = [
     "helm.sh/chart",
 ];
 
-/// Chart values that are off by default. Some of these values need definitions that not every
-/// cluster has.
+/// Chart values that are off by default. Some of these values need resource definitions that not
+/// every cluster has.
 const ALL: [&str; 3] =
     ["podMonitor.enabled=true", "prometheusRule.enabled=true", "dashboard.enabled=true"];
 

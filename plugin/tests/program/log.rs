@@ -81,8 +81,8 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
         assert!(of(&line, &["message"])[0].is_string(), "{line}");
     }
 
-    // A fatal error is also JSON. All mistakes in the configuration are one message, although the
-    // text format uses several lines.
+    // A fatal error is also logged as JSON. One message contains all mistakes in the configuration,
+    // although the text format uses several lines.
     node.replace("plimsoll.yaml", "memoryThrottlingFactor: 2\nlogLevel: loud\n");
     let mut daemon =
         node.start_with(&["--config", config.to_str().unwrap(), "--log-format", "json"]);

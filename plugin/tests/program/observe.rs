@@ -1,5 +1,5 @@
-//! Tests of `mode: observe`, of the configuration's switches and of the brake. In these states the
-//! plugin only reports its planned actions.
+//! Tests of the states in which the plugin only reports its planned actions: `mode: observe`,
+//! actions that the configuration switches off, and the brake.
 
 use std::collections::HashMap;
 use std::fs;
@@ -118,7 +118,7 @@ fn cgroup(pod: &Pod) -> String {
     format!("{}/{}", pod.cgroup(), pod.container.id)
 }
 
-/// Returns the content of `memory.events` with these counts. The length is always the same.
+/// Returns the content of `memory.events` with these counts. The text always has the same length.
 fn events(high: u32, max: u32, oom: u32, kills: u32) -> String {
     format!(
         "low 0\nhigh {high:04}\nmax {max}\noom {oom:04}\noom_kill {kills:04}\noom_group_kill 0000"
@@ -229,7 +229,7 @@ async fn everything(
     adjusted
 }
 
-/// Handling of the requests that the plugin sends on its own initiative.
+/// Handles the requests that the plugin sends without an event from the runtime.
 trait Asks {
     /// Grants the plugin's requests within this time, and adds the number of requested updates to
     /// `asked`.
@@ -713,8 +713,8 @@ async fn the_brake_stays_applied_without_its_record() {
     daemon.says("configuration changed").await;
     assert_eq!(status_json(&node).await["node"]["brake"], "2 repairs within 10m");
     assert!(!node.path("host/run/plimsoll/brake").exists());
-    // The plugin stores the brake's record as soon as it can, so that an operator can reset the
-    // brake.
+    // The plugin stores the brake in a file as soon as it can, because `reset-brake` needs this
+    // file.
     fs::remove_dir(&obstacle).unwrap();
     node.replace("plimsoll.yaml", ONE_REPAIR);
     daemon.says("configuration changed").await;

@@ -502,7 +502,7 @@ async fn a_cut_that_the_runtime_does_not_make_leaves_memory_high_as_it_should_be
 #[tokio::test]
 async fn a_plugin_killed_during_a_decrease_restores_memory_high() {
     let (node, mut daemon, runtime) = start().await;
-    // No source names the container's request, so the plugin leaves memory.high alone.
+    // No source contains the container's request, so the plugin leaves memory.high alone.
     node.write("host/var/lib/kubelet/actuated_pods_state", "torn");
     let mut pod = Pod::new("burstable", "b", 250 * MIB);
     pod.linux().oom_score_adj = None.into();

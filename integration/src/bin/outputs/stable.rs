@@ -157,7 +157,7 @@ fn replace_column(text: &str, header: &str, replacement: fn(&str) -> String) -> 
     Ok(new.join("\n") + "\n")
 }
 
-/// Returns the cells of a line, each with its start in the line.
+/// Returns the cells of a line, each with its byte offset in the line.
 fn cells(line: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut rest = line;
     let mut start = 0;

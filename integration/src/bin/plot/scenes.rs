@@ -39,7 +39,7 @@ fn grow(node: &Node, pod: &Pod, mib: u64) -> Result<bool> {
     }
 }
 
-/// Waits, so that the picture has a time without events.
+/// Waits, so that the chart shows a period without events.
 fn wait(node: &Node, seconds: f64) -> Result<()> {
     node.run(&format!("sleep {seconds}")).map(|_| ())
 }
