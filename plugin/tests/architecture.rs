@@ -1,8 +1,8 @@
 //! Tests of the layout in docs/architecture.md: the order of imports, the absence of cycles, and
 //! the sizes of files, functions and lines.
 //!
-//! The tests read the `use` lines and the paths in the sources. Test modules do not count. A
-//! re-export (`pub use`) does not count either, because a `mod.rs` re-exports its children.
+//! The tests read the `use` lines and the paths in the sources. The tests ignore test modules. The
+//! tests also ignore re-exports (`pub use`), because a `mod.rs` re-exports its children.
 
 #![allow(clippy::unwrap_used)]
 

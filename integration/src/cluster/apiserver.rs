@@ -42,8 +42,8 @@ pub struct ApiServer {
 impl ApiServer {
     /// Starts an API server without objects.
     ///
-    /// The server is ready when it answers at `/readyz`. This may happen only after the function
-    /// has returned.
+    /// The server is ready when it answers at `/readyz`. The server may become ready only after the
+    /// function has returned.
     pub fn start() -> Result<Self> {
         // No controller creates the service accounts of pods here, so this admission plugin would
         // reject pods.

@@ -57,7 +57,7 @@ OOMScoreAdjust=-999
 pub enum Plimsoll {
     /// Plimsoll is not installed.
     Absent,
-    /// The published manifests with this configuration.
+    /// Plimsoll from the published manifests, with this configuration.
     Deployed(&'static str),
     /// Like `Deployed`, with the component `enable-nri`, on a node where NRI was disabled before.
     EnablingNri(&'static str),

@@ -101,7 +101,7 @@ fn append_image<W: Write>(tar: &mut tar::Builder<W>, image: &ContainerImage<'_>)
             "Cmd": command,
             "Env": ["PATH=/bin"],
             // The program is process 1 of its PID namespace and does not handle SIGTERM. The kernel
-            // discards SIGTERM for such a process.
+            // discards SIGTERM for process 1 without a handler.
             "StopSignal": "SIGKILL",
         },
         "rootfs": { "type": "layers", "diff_ids": [layer_digest] },

@@ -63,7 +63,7 @@ impl Kubelet<'_> {
         Ok(())
     }
 
-    /// Resizes the memory of one container in place, with the steps in the kubelet's order.
+    /// Resizes the memory of one container in place, with the kubelet's steps in the same order.
     ///
     /// If the runtime's update fails, this function returns the error and omits the later steps, as
     /// the kubelet does.
@@ -123,7 +123,7 @@ impl Kubelet<'_> {
         (uid, cgroup, script)
     }
 
-    /// Adds commands to the script. The commands start a container in the sandbox `$pod`.
+    /// Adds to the script the commands that start a container in the sandbox `$pod`.
     ///
     /// The commands write the checkpoint of the actuated resources, create the container and start
     /// the container. Then the commands wait for the workload and print the container's ID.

@@ -183,8 +183,8 @@ impl Process {
         let log = File::create(&console_log)
             .with_context(|| format!("creating {}", console_log.display()))?;
         let told = Arc::clone(&fate);
-        // This thread exists as long as the machine. The kernel kills QEMU when the *thread* that
-        // started it ends, so a test's thread must not start QEMU.
+        // This thread runs as long as the machine runs. The kernel kills QEMU when the *thread*
+        // that started it ends, so a test's thread must not start QEMU.
         thread::spawn(move || {
             let _end = end;
             watch(command, log, &qemu_log, &started, &lines, &told);

@@ -79,7 +79,7 @@ pub(crate) fn is_stuck(node: &Node) -> Option<String> {
     }
     const REQUEST: &str = "adaptation.(*Adaptation).updateContainers";
     let dump = "systemctl kill --kill-whom main --signal USR1 containerd";
-    // In the journal, each dump has one such line per stack that processes the request.
+    // In the journal, each dump has one line with this text per stack that processes the request.
     let found = || -> Option<u64> {
         let count =
             format!("journalctl --unit containerd --output cat | grep -cF '{REQUEST}' || true");

@@ -32,8 +32,8 @@ pub struct Memory {
 /// Reads the values of several cgroups (paths below [`ROOT`]) with one command.
 ///
 /// crun puts a container's processes into the cgroup `container` within the container's scope. For
-/// such a container, the returned protection is that of the scope. Each returned limit is the lower
-/// limit of both cgroups.
+/// these containers, this function returns the protection of the scope, and the lower limits of the
+/// scope and the child cgroup.
 pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
     let mut script = String::new();
     for cgroup in cgroups {

@@ -1,9 +1,9 @@
 //! Memory pressure that shows whether the kernel protects page cache.
 //!
 //! The effective protection depends on the cgroup where reclaim starts. If reclaim starts at the
-//! limit of all pods, the protection of the class, the pod and the container counts. The protection
-//! of the cgroup of all pods does not count. On a full node, the protection of all these cgroups
-//! counts.
+//! limit of all pods, the kernel respects the protection of the class, the pod and the container,
+//! but not that of the cgroup of all pods. On a full node, the kernel respects the protection of
+//! all these cgroups.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub const CACHE: u64 = 80 * MIB;
 const ALL_PODS: u64 = 300 * MIB;
 /// The first allocation of the best-effort container, the hog.
 ///
-/// This allocation fits into the limit of all pods together with one cache, but not with both
+/// Under the limit of all pods, there is room for this allocation and one cache, but not for both
 /// caches.
 const HOG: u64 = 195 * MIB;
 /// The size of each further allocation of the hog.
@@ -179,10 +179,10 @@ pub fn small_container() -> ContainerSpec {
 ///
 /// Returns the workload's answer: the number of bytes that it read, or `gone`.
 ///
-/// The usage must reach the pod's limit before the container's equal limit. The kernel charges
-/// whole folios, so the other memory of the pod must be larger than one folio. The sandbox of the
-/// test uses almost no memory. A file in memory therefore charges 1 MiB to the sandbox, as much as
-/// a monitor process would use. A small read-ahead keeps the folios small.
+/// The usage must reach the pod's limit before it reaches the container's equal limit. The kernel
+/// charges whole folios, so the other memory of the pod must be larger than one folio. The sandbox
+/// of the test uses almost no memory. A file in memory therefore charges 1 MiB to the sandbox, as
+/// much as a monitor process would use. A small read-ahead keeps the folios small.
 pub fn read_more_than_fits(kubelet: &Kubelet<'_>, node: &Node, pod: &Pod) -> Result<String> {
     let monitor =
         format!("echo $$ > {}/{}/cgroup.procs", cgroup::ROOT, kubelet.sandbox_cgroup(pod));

@@ -301,9 +301,9 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
     }
     kubelet.remove_pod(&pod)?;
 
-    // The container must grow while the runtime writes the limit. The right pace depends on the
-    // machine. If the runtime refuses the limit decrease, the container has grown too fast. If the
-    // limit decrease causes no kill, the container has grown too slowly.
+    // The container must grow while the runtime writes the limit. The right speed of this growth
+    // depends on the machine. If the runtime refuses the limit decrease, the container has grown
+    // too fast. If the limit decrease causes no kill, the container has grown too slowly.
     let (mut pace, mut tried) = (8.0, Vec::new());
     while tried.len() < 20 {
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);

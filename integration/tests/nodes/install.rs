@@ -85,7 +85,7 @@ fn values(node: &Node, pod: &Pod) -> Result<Vec<Memory>> {
     cgroup::memory(node, &cgroup::chain(&pod.container("app")?.cgroup))
 }
 
-/// Waits until memory.min of the pod's container is the request. The plugin reconciles the
+/// Waits until memory.min of the pod's container equals the request. The plugin reconciles the
 /// containers that already ran. This work begins only after the plugin has become ready.
 fn protected(node: &Node, pod: &Pod) -> Result<()> {
     let expected = [Expected::new(&pod.container("app")?.cgroup, "memory.min", 32 * MIB)];

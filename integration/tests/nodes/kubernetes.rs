@@ -448,7 +448,7 @@ mod more {
                 }
                 cluster.node().run(&(script + "wait")).unwrap();
 
-                // The kernel OOM-kills the container of c, d or e. The kubelet restarts the
+                // The kernel OOM-kills the container of pod c, d or e. The kubelet restarts the
                 // container and evicts no pod. The node as a whole is never out of memory.
                 let last = "jsonpath={.metadata.name} {.status.containerStatuses[0].lastState.terminated.reason}{\"\\n\"}";
                 let killed =

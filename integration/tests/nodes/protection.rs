@@ -47,7 +47,7 @@ const TIERED: &str = "memoryReservationPolicy: TieredReservation\n";
 /// `memoryMinHeadroom`.
 const HEADROOM: u64 = 2 * MIB;
 /// Promised maximum time until values are right after an event or after another program's write.
-/// The time that the runtime needs for the event does not count.
+/// This maximum excludes the time that the runtime needs for the event.
 const SOON: Duration = Duration::from_secs(1);
 /// Number of checks that a shell on the node completes in [`SOON`] if no other program uses the
 /// machine: see [`Settled`].
@@ -370,8 +370,8 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
             "memory.low of the container",
             format!("echo 1M > {}", file(&container.cgroup, "memory.low")),
         ),
-        // crun runs processes in a child cgroup of the scope. The lower memory.high of both cgroups
-        // counts.
+        // crun runs processes in a child cgroup of the scope. The kernel applies the lower
+        // memory.high of the two cgroups.
         (
             "memory.high of the container",
             format!(
@@ -492,7 +492,7 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     }
     let repaired = repairs()?;
     assert!((1..=10).contains(&repaired), "repaired {repaired} times");
-    // The writer continues. The plugin no longer reacts and sleeps, so the conflict costs no
+    // The writer continues. The plugin sleeps and ignores the writer, so the conflict costs no
     // processor time.
     let woken = node.run(
         "woken() { awk '/^voluntary_ctxt_switches/ { sum += $2 } END { print sum }' /proc/$1/task/*/status; }

@@ -46,7 +46,7 @@ fn missing(words: &[String], help: &mut impl FnMut(&str) -> Option<String>) -> V
     if program == "plimsoll" || program.ends_with("/plimsoll") {
         let subcommand: Vec<&str> =
             arguments.iter().map(String::as_str).take_while(|word| is_subcommand(word)).collect();
-        // An argument such as the name of a shell looks like a subcommand.
+        // An argument such as a shell's name looks like a subcommand, so try all prefixes.
         let texts = (1..=subcommand.len()).filter_map(|end| help(&subcommand[..end].join(" ")));
         let Some(text) = texts.last() else {
             missing.push(format!("the command plimsoll {}", subcommand.join(" ")));

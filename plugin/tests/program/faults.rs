@@ -105,8 +105,8 @@ async fn run_pods(node: &Node, runtime: &Runtime, alive: &mut Vec<Asking>) {
     }
 }
 
-/// Raises the values of every cgroup above containers, and lowers these values again. `alive`
-/// always contains the pods that exist at the moment.
+/// Starts, resizes and ends pods, so that the plugin raises and lowers values of ancestor cgroups.
+/// `alive` always contains the pods that exist at the moment.
 async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Asking>) {
     run_pods(node, runtime, alive).await;
     for (index, request) in [(0, 150), (1, 20)] {
@@ -293,8 +293,7 @@ fn keep(file: &Path, failures: usize) {
     });
 }
 
-/// Number of threads that write to ancestor cgroups: the threads of the events and of the reconcile
-/// task.
+/// Number of threads that write to ancestor cgroups: one for events and one for the reconcile task.
 const WRITERS: usize = 2;
 
 /// Starts pods while a system call fails for a file of an ancestor cgroup. The first `failures`

@@ -583,8 +583,8 @@ fn each_step_may_fail(prepare: impl Fn() -> Node, plan_of: impl Fn(&Node) -> Pla
         for is_done in [false, true] {
             let mut node = prepare();
             let plan = plan_of(&node);
-            // Only a command can fail after its effect. A failed action on files undoes its own
-            // changes.
+            // Only a command can fail after it has taken effect. A failed action on files undoes
+            // its own changes.
             if is_done && !matches!(plan.steps[at].action, Action::Systemctl(_)) {
                 continue;
             }
@@ -714,7 +714,7 @@ fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
         let plan = node.facts("").plan_removal().unwrap();
         node.execute(&plan).unwrap();
     }
-    // A program that is replaced in place would not find its configuration in this directory.
+    // If only the program were replaced, it would not find its configuration in this directory.
     let mut node = Node::new(&format!("{ON}plugin_config_path = '/etc/plugins'\n"));
     node.install("old", InstallMode::Launched);
     let steps = node.plan("new", InstallMode::Launched).to_string();
@@ -743,7 +743,7 @@ fn where_not_all_was_given_back_what_tells_of_it_is_kept() {
     let plan = node.plan("new", InstallMode::External);
     let last = plan.steps.len() - 1;
     assert!(matches!(plan.steps[last].action, Action::Systemctl(_)));
-    // The last step fails, and the restore in its undo also fails.
+    // The last step fails, and `plimsoll restore` during the undo also fails.
     node.fails = Some((last, true));
     node.restores = false;
     let failed = node.execute(&plan).unwrap_err().to_string();

@@ -245,7 +245,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
         (200 * MIB).to_string(),
         "the plugin raises the pod's limit first"
     );
-    // The limit stays raised over restarts of the container and of the plugin.
+    // The limit stays raised when the container and the plugin restart.
     assert_eq!(
         again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits),
         Some((200 * MIB, 200 * MIB))
@@ -404,8 +404,8 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
     dies_unseen(&daemon, &runtime, &pod, 1, 1);
     daemon.says("raised the limit of a container").await;
     let memory = again(&runtime, &mut pod, 100 * MIB).await.unwrap();
-    // The raise is a tenth of the free 500 MiB. The container's own request also counts while the
-    // container is down.
+    // The plugin raises the limit by a tenth of the free 500 MiB. The container's own request also
+    // counts while the container is down.
     assert_eq!(memory.limit.value, 150 * MIB);
     // Memory of one raise is not available for the next raise, so 450 MiB are free.
     let mut other = other;

@@ -224,7 +224,7 @@ async fn apply(client: &Client, object: &Value) -> Result<DynamicObject, kube::E
         text(object, "/apiVersion").split_once('/').unwrap_or(("", text(object, "/apiVersion")));
     let kind = GroupVersionKind::gvk(group, version, text(object, "/kind"));
     let looked_up = async {
-        // The API server may not list a new kind at once.
+        // The API server may list a new kind only after a delay.
         loop {
             match pinned_kind(client, &kind).await {
                 Ok(found) => return found,

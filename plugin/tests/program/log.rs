@@ -209,8 +209,8 @@ async fn who_does_not_read_messages_holds_up_neither_answers_nor_the_end() {
         let runtime = node.accept().await;
         runtime.synchronize(&[]).await;
         let pod = run(&node, &runtime).await;
-        // Each refusal logs a different message. The kernel queues only a few messages per socket,
-        // and 64 KiB per pipe.
+        // The plugin logs a different message for each refusal. The kernel queues only a few
+        // messages per socket, and 64 KiB per pipe.
         let socket = fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap();
         let messages = (2 * socket.trim().parse::<i64>().unwrap()).clamp(600, 1200);
         for message in 0..messages {

@@ -132,7 +132,7 @@ fn set_events(runtime: &Runtime, pod: &Pod, text: &str) {
     }
 }
 
-/// Sets the kill count of a pod and its container. Their own limits have caused the kills.
+/// Sets the kill count of a pod and its container, as if their own limits had caused the kills.
 fn kills(runtime: &Runtime, pod: &Pod, count: u32) {
     set_events(runtime, pod, &events(0, 7, count, count));
 }
@@ -143,7 +143,7 @@ fn kills_by_limit_of_all(runtime: &Runtime, pod: &Pod, count: u32) {
     node_kills(runtime, pod, count);
 }
 
-/// Sets the kill count of a pod and its container. Their own limits have not caused the kills.
+/// Sets the kill count of a pod and its container, as if neither limit had caused the kills.
 fn node_kills(runtime: &Runtime, pod: &Pod, count: u32) {
     set_events(runtime, pod, &events(0, 7, 0, count));
 }
@@ -783,7 +783,7 @@ async fn too_many_conflicts_apply_the_brake() {
 
 const ONE_KILL: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\nbrake: {kills: 1}\n";
 
-/// Runs a pod in which the limit of kubepods has killed one process.
+/// Runs a pod in which the kernel has killed one process because of the limit of kubepods.
 async fn run_with_a_kill(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
     let pod = run_counted(daemon, runtime).await;
     kills_by_limit_of_all(runtime, &pod, 1);

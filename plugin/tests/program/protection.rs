@@ -1234,7 +1234,7 @@ async fn a_line_for_pods_that_does_not_stay_is_reported_and_left() {
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
     // The loop has no fixed number of rounds, because the plugin does not count every write as a
     // conflict. The plugin may find another program's write when it reads back the value that it
-    // has written. A write that the plugin finds this way does not count.
+    // has written. The plugin does not count a write that it finds in this check.
     let fight = async {
         loop {
             runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;

@@ -132,8 +132,8 @@ async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_
     assert_eq!(runtime.file(&unknown.cgroup(), "memory.max"), (100 * MIB).to_string());
 }
 
-/// Starts a pod whose limit is proven to be the sum of its containers' limits. The plugin has
-/// raised the limit from 100 MiB to this sum, 200 MiB.
+/// Starts a pod whose limit, as the plugin can prove, is the sum of its containers' limits. The
+/// plugin has raised the limit from 100 MiB to this sum, 200 MiB.
 async fn raised(config: &str) -> (Node, Daemon, Runtime, Pod) {
     let node = Node::new();
     node.replace("plimsoll.yaml", config);

@@ -40,7 +40,7 @@ struct Arguments {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let started = Instant::now();
-    // Both nodes run at the same time, but their results are printed one after the other.
+    // Both nodes run at the same time, but the results of each node are printed together.
     let (node, wrong) = thread::scope(|scope| {
         let with = scope.spawn(|| with_plugin(arguments.keep));
         println!("{}", without_plugin()?);

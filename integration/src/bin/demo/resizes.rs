@@ -148,7 +148,7 @@ fn throttled(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Res
     Ok(())
 }
 
-/// Decreases the limit of the pod `satisfied` under the configuration `shrink: defer`.
+/// Decreases the limit of a container in `satisfied`, with `shrink: defer` in the configuration.
 fn deferred(node: &Node, satisfied: &Pod, report: &mut Report) -> Result<()> {
     placement::configure(
         node,

@@ -44,7 +44,7 @@ pub(crate) struct Case {
 
 /// Returns the pods of the demo and the source of each memory request.
 ///
-/// No pod has its request in the CRI map, because containerd 2.1 does not show that map to plugins.
+/// The CRI unified map is no source here, because containerd 2.1 does not show it to plugins.
 fn cases() -> Vec<Case> {
     let app = || ContainerSpec::new("app");
     let case = |pod, source| Case { pod, source };
@@ -95,7 +95,7 @@ pub(crate) fn run(
     kubelet.checkpoints = true;
     if pods.iter().any(|(case, _)| expected(kubelet, case).is_some()) {
         // The plugin writes memory.min of the ancestor cgroups right after the values of the
-        // containers. Ignore a timeout here, because the table then shows the wrong values.
+        // containers. Ignore a timeout, because the table shows wrong values anyway.
         let sums = sums(kubelet, &pods).map(|(name, sum)| Expected::new(name, "memory.min", sum));
         let _ = cgroup::settle(node, "", &sums, Duration::ZERO, Duration::from_secs(10));
     }

@@ -1,7 +1,7 @@
 //! Writes the output of commands on a real node into README.md and docs/.
 //!
-//! In a document, a comment before a fenced block names the output that the block shows: `<!--
-//! output: NAME -->`. The program fails if a command ends with an unexpected exit code.
+//! In a document, the comment `<!-- output: NAME -->` before a fenced block names the output of the
+//! block. The program fails if a command ends with an unexpected exit code.
 
 mod scenes;
 mod session;
