@@ -70,7 +70,7 @@ pub fn note(runtime: &str, outcome: Outcome, took: Duration, preparing: Duration
         "[case] {took:6.1} s, {preparing:5.1} s of them to prepare, {runtime}: {case}: {outcome}\n"
     );
     // Write to standard error directly, because the test runner captures `eprintln!`. A closed
-    // terminal must not fail the test.
+    // terminal must not make the test fail.
     let _ = io::stderr().write_all(line.as_bytes());
     let line = format!("{outcome}\t{took:.1}\t{preparing:.1}\t{runtime}\t{case}\n");
     if let Err(error) = append(&line) {

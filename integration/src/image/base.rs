@@ -55,7 +55,7 @@ fn cri() -> OwnProgram {
 /// Returns the directory with the files that the nodes of one distribution share.
 ///
 /// The directory contains the kernel, the initial RAM file system, the ssh key and `root`. The
-/// directory `root` has all files of the node except the runtime's own.
+/// directory `root` has all files of the node except the runtime's files.
 pub(super) fn base(distro: Distro) -> Result<PathBuf> {
     let program = workload()?;
     let files = node_files();

@@ -1,6 +1,6 @@
 //! The container images of the tests: one for sandboxes, one for workloads and one with a shell.
 //!
-//! Each image has a single static program.
+//! Each image contains a single static program.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,7 +16,7 @@ pub const PAUSE: &str = "plimsoll.test/pause:1";
 /// The name of the workload image, which contains the program from `src/bin/workload.rs`.
 pub const WORKLOAD: &str = "plimsoll.test/workload:1";
 
-/// The name of the image from which CRI-O's tests start containers.
+/// The name of the image that CRI-O's tests use for containers.
 pub const NRI_TEST_IMAGE: &str = "quay.io/crio/fedora-crio-ci:latest";
 
 /// The path on the node of the archive that contains all images.

@@ -114,8 +114,8 @@ impl<'n> Contest<'n> {
     /// The reclaim is repeated up to `RECLAIMS` times until `is_wanted` accepts the remaining cache
     /// sizes. Returns the remaining caches.
     ///
-    /// During the reclaims, the kernel uses its older LRU. With multi-generational LRU, Linux 6.12
-    /// and 7.2 ignore memory.min for a reclaim through the root's memory.reclaim.
+    /// During the reclaims, the kernel uses its older LRU algorithm. With multi-generational LRU,
+    /// Linux 6.12 and 7.2 ignore memory.min for a reclaim through the root's memory.reclaim.
     pub fn on_a_full_node(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
         self.node
             .run("echo n > /sys/kernel/mm/lru_gen/enabled")

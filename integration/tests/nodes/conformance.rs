@@ -1,8 +1,8 @@
 //! Tests with other NRI programs while the plugin is connected. Real plugins of containerd/nri work
 //! beside the plugin, and CRI-O's own NRI tests pass.
 //!
-//! `integration/src/placement/peers.rs` describes these plugins and tests and names the sources of
-//! both.
+//! `integration/src/placement/peers.rs` describes these plugins and tests and says where their
+//! sources are.
 
 #[cfg(feature = "every-combination")]
 use std::time::Duration;

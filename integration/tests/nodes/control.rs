@@ -233,8 +233,8 @@ fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) ->
             .map(|_| ())
     };
     let (reload, left) = match driver {
-        // After a daemon-reload, systemd 257 writes the values of a unit's properties only with the
-        // next change of the unit.
+        // After a daemon-reload, systemd 257 writes the values of a unit's properties only when the
+        // unit changes next.
         Driver::Systemd => (
             "systemctl daemon-reload; systemctl set-property --runtime kubepods.slice CPUWeight=50",
             0,

@@ -56,8 +56,8 @@ fn app() -> ContainerSpec {
     ContainerSpec::new("app")
 }
 
-/// Returns the placement of the plugin: whether systemd or the runtime has started the plugin. A
-/// test case does not get this information otherwise.
+/// Returns the placement of the plugin: whether systemd or the runtime has started the plugin. No
+/// parameter of a test case contains this information.
 fn mode(node: &Node) -> Result<Mode> {
     let external = node.try_run("systemctl --quiet is-active plimsoll")?.status.success();
     Ok(if external { Mode::External } else { Mode::Launched })

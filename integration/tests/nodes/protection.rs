@@ -189,7 +189,7 @@ fn every_ancestor_carries_the_sum_of_what_lives_below_it(
     ])?;
     check(&kubelet, "pods of every class", Policy::Hard, &pods)?;
 
-    // The request of a container counts only while the container runs.
+    // The plugin counts a container's request only while the container runs.
     let mut for_a_while = pods[1].clone();
     let init = ContainerSpec::new("init").request(24 * MIB);
     kubelet.run_container(&mut for_a_while, &init)?;
@@ -224,7 +224,7 @@ fn every_ancestor_carries_the_sum_of_what_lives_below_it(
     node.write_file(CONFIG, config(), 0o644)?;
     reached(node, &format!("{driver}: hard again"), "", &expected(&kubelet, Policy::Hard, &pods))?;
 
-    // A pod may have a softer policy than the node.
+    // A pod may have a less strict policy than the node, here `tiered`.
     let soft = kubelet.run_pod(
         PodSpec::new("soft")
             .annotation("reservation.plimsoll.nri.io/pod", "tiered")
@@ -413,7 +413,7 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
         assert!(repaired, "a message must report the repair of {cgroup}: {said:#?}");
     }
 
-    // A kubelet with its own MemoryQoS writes every minute, so the plugin reports such a kubelet.
+    // The plugin reports a kubelet whose own MemoryQoS writes values every minute.
     kubelet.enable_memory_qos()?;
     placement::wait_for_journal(node, "plimsoll", "MemoryQoS", "systemctl restart plimsoll")?;
     settled(node, &format!("{driver}: the kubelet's MemoryQoS"), &kubelet.qos_update(), &files)
@@ -765,8 +765,8 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(
         "the kernel must not reclaim the system's page cache: {balloon:?}"
     );
 
-    // The node guard's values stay in force after systemd writes its values and after a restarted
-    // kubelet writes its values.
+    // The node guard's values must be set again soon after systemd or a restarted kubelet writes
+    // its own values.
     for (what, script) in [
         ("daemon-reload", "systemctl daemon-reload".to_owned()),
         ("the kubelet's update", kubelet.qos_update()),

@@ -485,8 +485,8 @@ async fn an_annotation_claims_no_more_than_the_oom_score_allows() {
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
-    // oom_score_adj is 990, so the request is below 11 thousandths of 8 GiB. The plugin's maximum
-    // is one thousandth higher, because the kubelet may have read another MemTotal.
+    // oom_score_adj is 990, so the request is below 11 thousandths of 8 GiB. The plugin adds one
+    // thousandth to this maximum, because the kubelet may have read another MemTotal.
     let greedy = Pod::new("burstable", "b", 0)
         .scored(82 * MIB)
         .annotate("memory-request.plimsoll.nri.io", "3Gi");
@@ -595,7 +595,7 @@ async fn hangup_reloads_what_no_watch_sees() {
 async fn signals_that_reload_others_end_nothing() {
     let node = Node::new();
     let mut daemon = node.start();
-    // The plugin also survives the signals while it waits for an answer of the runtime.
+    // The plugin also survives the signals while it waits for an answer from the runtime.
     let trunk = node.trunk().await;
     daemon.signal(Signal::HUP);
     daemon.signal(Signal::USR1);

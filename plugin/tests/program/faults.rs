@@ -122,8 +122,7 @@ async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Ask
     runtime.end(&pod).await;
 }
 
-/// Returns the files of cgroups above containers whose value is not the sum of the requests of the
-/// pods below.
+/// Returns the files of ancestor cgroups whose value differs from the sum of their pods' requests.
 fn wrong(root: &Path, alive: &[Asking]) -> Vec<PathBuf> {
     let sum = |level: &str| {
         alive
@@ -184,9 +183,9 @@ fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
 }
 
 /// Completes the plugin's last write, which the kill interrupted. In cgroupfs a file keeps its
-/// value if a write does not complete. In this test, the plugin has truncated a regular file
-/// instead. A write to the file with the original values may be partial, so this file gets only a
-/// part of a line.
+/// value if a write does not complete. In this test, the file is regular, so the write has already
+/// truncated it. A write to the file with the original values may be partial, so this file gets
+/// only a part of a line.
 fn finish_last_write(node: &Node) {
     let log = fs::read_to_string(node.path("strace")).unwrap();
     // 71 write(9</sys/fs/cgroup/kubepods/memory.min>, "4096", 4) = 4
@@ -276,7 +275,7 @@ async fn killed_at_any_write_the_plugin_loses_no_protection_finds_the_sums_and_g
 }
 
 /// Restores a file's content after each of `failures` failed writes. In cgroupfs a file keeps its
-/// value when a write fails. In this test, the plugin has truncated a regular file instead.
+/// value when a write fails. In this test, the write truncates a regular file.
 fn keep(file: &Path, failures: usize) {
     let held = held(file);
     let mut inotify = Inotify::init().unwrap();

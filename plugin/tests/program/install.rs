@@ -839,7 +839,7 @@ fn what_came_with_a_package_is_used_and_stays() {
         "usr/lib/systemd/system/plimsoll.service",
         "[Service]\nExecStart=/usr/bin/plimsoll run\n",
     );
-    // `systemctl edit --full` creates such a copy of the package's unit.
+    // `systemctl edit --full` creates this copy of the package's unit.
     let edited = "[Service]\nExecStart=/usr/bin/plimsoll run --log-format json\n";
     let own = "etc/systemd/system/plimsoll.service.d/override.conf";
     node.put(UNIT, edited);

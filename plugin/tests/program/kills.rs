@@ -443,7 +443,7 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
     count_up(&runtime, &pod, 1, 0);
     counts(&node, "b", 1).await;
     // The plugin cannot read the pod's `memory.events`. During this time, only the container's file
-    // shows a kill. This kill must count once the plugin can read the pod's file.
+    // shows a kill. The plugin must count this kill once it can read the pod's file.
     let events = runtime.cgroup(&pod).parent().unwrap().join("memory.events");
     let away = events.with_extension("away");
     fs::rename(&events, &away).unwrap();
@@ -455,8 +455,8 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
     fs::rename(&away, &events).unwrap();
     count(&runtime, &pod.cgroup(), 2, 0);
     counts(&node, "b", 2).await;
-    // The test replaces the pod's file before the next container starts. A later kill must still
-    // count.
+    // The test replaces the pod's file before the next container starts. The plugin must still
+    // count a later kill.
     fs::remove_file(&events).unwrap();
     count(&runtime, &pod.cgroup(), 2, 0);
     assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
@@ -476,7 +476,7 @@ async fn who_is_killed_for_the_nodes_sake_does_not_get_more_for_it() {
     let line = daemon.says("the kernel OOM-killed processes of the container").await;
     assert!(line.contains("by=\"the node or kubepods") && line.contains("kills=0"), "{line}");
     assert!(history(&node, "b").is_null());
-    // A kill by the container's own limit counts.
+    // The plugin counts a kill by the container's own limit.
     count_by(&runtime, &container(&pod), 1, 4, 0);
     count_by(&runtime, &pod.cgroup(), 1, 4, 0);
     daemon.says("raised the limit of a container").await;

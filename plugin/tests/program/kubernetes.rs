@@ -387,7 +387,7 @@ fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
             !status.success() && stderr.contains(complaint) && stderr.contains("schema"),
             "{value}: {stderr}"
         );
-        // The plugin must refuse each of these values too. Skip numbers: Helm changes the form of
+        // The plugin must refuse each of these values too. Skip numbers: Helm changes the format of
         // large numbers, so the schema refuses numbers that the plugin would accept.
         if let Some((field, value)) =
             value.strip_prefix("config.").and_then(|field| field.split_once('='))

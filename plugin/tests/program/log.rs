@@ -109,7 +109,7 @@ async fn a_fatal_error_has_the_format_of_the_log() {
 const NOWHERE: &str = "exec 2>/dev/null";
 
 /// Shell command that makes standard error look like a stream to the journal. systemd starts
-/// services with such a stream.
+/// services with a stream of this kind.
 const TO_JOURNAL: &str = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)";
 
 /// Shell command that connects standard error to a pipe that no process reads.

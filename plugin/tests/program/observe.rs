@@ -574,7 +574,7 @@ async fn too_many_repairs_apply_the_brake() {
     );
     assert!(node.metrics().await.contains("plimsoll_brake_applied 1"));
 
-    // The next process of the plugin keeps the brake applied.
+    // The brake is still applied when the plugin has restarted.
     drop((daemon, runtime));
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -737,8 +737,8 @@ async fn a_brake_that_was_reset_is_applied_again() {
     // Wait until the plugin has verified the values, because the plugin may send another request
     // until then.
     daemon.says("verified").await;
-    // The operator resets the brake while `plimsoll restore` is in force. The plugin is stopped, so
-    // that the plugin sees both removed files as one change.
+    // The operator resets the brake while `plimsoll restore` still prevents the plugin from setting
+    // values. The plugin is stopped, so that the plugin sees both removed files as one change.
     let [restored, brake] =
         ["restored", "brake"].map(|mark| node.path("host/run/plimsoll").join(mark));
     fs::write(&restored, "").unwrap();

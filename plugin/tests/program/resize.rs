@@ -891,7 +891,7 @@ async fn a_debug_container_does_not_block_a_raise() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
 }
 
-/// The plugin has a different proof for each raised pod. For the first pod, the limits in the
+/// The plugin has a different proof for each of two pods. For the first pod, the limits in the
 /// checkpoints added up to the pod's current limit. This proof is still valid after a reconnection.
 /// For the second pod, the limits in the checkpoints add up to the pod's limit at its creation.
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Tests of the output of `plimsoll status`, and of metrics.
+//! Tests of metrics and of what `plimsoll status` prints.
 
 use std::fs;
 use std::io::Write as _;
@@ -304,7 +304,7 @@ async fn who_asks_and_does_not_read_makes_room_for_others() {
 #[tokio::test]
 async fn hostile_names_and_annotations_do_no_harm() {
     let (node, mut daemon, runtime) = start(&format!("{CONFIG}containerMetrics: true\n")).await;
-    // Three of these texts have 3 MiB together, and a message may have at most 4 MiB.
+    // Three of these texts have a total size of 3 MiB, and a message may have at most 4 MiB.
     let hostile = |from: &str| {
         format!("{from}\x1b[2J\"evil\"\\\n}} 1\nplimsoll_evil 1\n{}", "x".repeat(1 << 20))
     };

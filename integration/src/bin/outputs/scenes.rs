@@ -45,7 +45,7 @@ const PARTS: [(&str, &str); OUTPUTS.len()] = [
     ("values", "memory.min:67108864"),
 ];
 
-/// The number of lines that README.md shows of the plan of `plimsoll install`.
+/// The number of lines of the `plimsoll install` plan that README.md shows.
 const END_OF_EXCERPT: usize = 8;
 
 /// The time within which the plugin applies and repairs values on an emulated node.
