@@ -4,7 +4,7 @@
 //! double replaces the kubelet. The API server runs without a node, or with one node and a real
 //! kubelet.
 //!
-//! The folders, from low to high. A folder imports only from folders above it in this table:
+//! A folder imports only from the folders that precede it in this table:
 //!
 //! | folder | content |
 //! |---|---|

@@ -1,8 +1,8 @@
 //! Tests of the layout in docs/architecture.md: the order of imports, the absence of cycles, and
 //! the sizes of files, functions and lines.
 //!
-//! The tests read the `use` lines and the paths in the sources. Test modules do not count. A
-//! re-export (`pub use`) does not count either, because a `mod.rs` re-exports its children.
+//! The tests read the `use` lines and the paths in the sources. The tests ignore test modules. The
+//! tests also ignore re-exports (`pub use`), because a `mod.rs` re-exports its children.
 
 #![allow(clippy::unwrap_used)]
 
@@ -50,7 +50,7 @@ const CRATES: [Crate; 3] = [
 
 /// Maximum number of lines of a file without its tests.
 const MOST_LINES: usize = 500;
-/// Maximum median of the files' numbers of lines.
+/// Maximum median number of lines per file.
 const MEDIAN_LINES: usize = 200;
 /// Maximum number of lines of a function.
 const MOST_LINES_OF_A_FUNCTION: usize = 60;

@@ -32,10 +32,10 @@ struct Item {
 /// Returns the list items of a document.
 fn items(text: &str) -> Vec<Item> {
     let mut items = Vec::<Item>::new();
-    // Text and destination of the link that has not ended yet, and the words of the latest heading
+    // Text and destination of the link that the loop is inside, and the words of the latest heading
     // or bold text.
     let (mut link, mut words) = (None, String::new());
-    // The current section, and the indices of the items that have not ended yet, outermost first.
+    // The current section, and the indices of the items that the loop is inside, outermost first.
     let (mut section, mut open) = (String::new(), Vec::<usize>::new());
     for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
         match event {
@@ -118,7 +118,7 @@ fn number(name: &str) -> Option<(char, u32)> {
     Some((letter, word[1..].parse().ok()?))
 }
 
-/// Returns the faults in the numbers of promises.
+/// Returns the mistakes in the numbering of the promises.
 ///
 /// Each section has its own letter. The promises of a section are numbered from 1 without gaps.
 fn number_faults(promises: &[Item]) -> Vec<String> {

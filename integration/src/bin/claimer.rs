@@ -1,4 +1,4 @@
-//! A second NRI plugin for the tests. The plugin sets one unified cgroup value of every new
+//! A second NRI plugin for the tests. The plugin sets one value in the OCI unified map of every new
 //! container.
 
 use std::collections::HashMap;

@@ -9,7 +9,7 @@ use integration::tools::progress::progress;
 use integration::{cluster, placement};
 
 fn main() -> anyhow::Result<()> {
-    // Prepare one part after the other, because each build uses all processors. Prepare the parts
+    // Prepare only one part at a time, because each build uses all processors. Prepare the parts
     // that most tests need first, so that these tests can start early.
     let node = |runtime| {
         Node::prepare(runtime)?;

@@ -42,8 +42,8 @@ pub struct ApiServer {
 impl ApiServer {
     /// Starts an API server without objects.
     ///
-    /// The server is ready when it answers at `/readyz`. This may happen only after the function
-    /// has returned.
+    /// The server is ready when it answers at `/readyz`. The server may become ready only after the
+    /// function has returned.
     pub fn start() -> Result<Self> {
         // No controller creates the service accounts of pods here, so this admission plugin would
         // reject pods.
@@ -101,7 +101,7 @@ impl ApiServer {
         Ok(server)
     }
 
-    /// Kills the server process. All objects stay in etcd.
+    /// Kills the server process. etcd keeps running and keeps all objects.
     pub fn kill(&mut self) {
         self.server = None;
     }
@@ -134,7 +134,7 @@ impl ApiServer {
         self.port
     }
 
-    /// Makes the server reachable from a node that has no cluster, and writes a kubeconfig there.
+    /// Makes the server reachable from a node outside a cluster, and writes a kubeconfig there.
     ///
     /// The kubeconfig contains `token`. `path` is the absolute path of the kubeconfig on the node.
     pub fn connect(&self, node: &Node, token: &str, path: &str) -> Result<()> {

@@ -18,10 +18,10 @@ use crate::tools::progress::progress;
 impl Cluster {
     /// Runs a test case on the cluster that the tests of one program share.
     ///
-    /// When the case starts, the cluster has no pods, and its installation of Plimsoll is
-    /// `plimsoll`. The first test starts the cluster. Only one test uses the cluster at a time. The
-    /// cluster ends when no other test waits for it, because a kubelet without pods still uses half
-    /// a processor.
+    /// When the case starts, the cluster has no pods, and Plimsoll is installed as `plimsoll` says.
+    /// The first test starts the cluster. Only one test uses the cluster at a time. The cluster
+    /// ends when no other test waits for it, because a kubelet without pods still uses half a
+    /// processor.
     ///
     /// If the virtual machine dies, the case runs once more on a new cluster. The death of a
     /// virtual machine is a fault of the emulator.

@@ -1,4 +1,4 @@
-//! The programs of the control plane beside the API server.
+//! The programs of the control plane other than the API server.
 
 use std::path::Path;
 

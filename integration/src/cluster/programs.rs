@@ -9,7 +9,7 @@ use crate::tools::cache::{self, Key};
 use crate::tools::ext4;
 use crate::tools::go::{OwnProgram, own_source};
 
-/// The name of the Go module, the program and the cache entry.
+/// The common name of the Go module, the program and the cache entry.
 const NAME: &str = "kubernetes";
 
 /// The size of the disk. The disk is sparse.

@@ -26,8 +26,8 @@ const NETWORK: &str = r#"{
 
 /// The kubelet's configuration: the defaults without feature gates, as on most nodes.
 ///
-/// Two waits are shorter to save time. A container in a crash loop waits 10 s and then at most 20 s
-/// before each restart. The kubelet retries failed operations every 10 s instead of every minute.
+/// To save time, two delays are shorter. A container in a crash loop waits 10 s and then at most 20
+/// s before each restart. The kubelet retries failed operations every 10 s instead of every minute.
 const CONFIGURATION: &str = "\
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -57,7 +57,7 @@ OOMScoreAdjust=-999
 pub enum Plimsoll {
     /// Plimsoll is not installed.
     Absent,
-    /// The published manifests with this configuration.
+    /// Plimsoll from the published manifests, with this configuration.
     Deployed(&'static str),
     /// Like `Deployed`, with the component `enable-nri`, on a node where NRI was disabled before.
     EnablingNri(&'static str),

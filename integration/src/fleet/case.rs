@@ -19,8 +19,8 @@ use crate::tools::progress::progress;
 /// pods.
 ///
 /// Two kinds of failure do not count as a test result. The virtual machine can die because of the
-/// emulator. containerd can hang in the bug that containerd/nri#301 fixes. In both situations this
-/// function prints the reason and runs the case once more on a new node.
+/// emulator. containerd can hang because of the bug that containerd/nri#301 fixes. In both
+/// situations this function prints the reason and runs the case once more on a new node.
 ///
 /// For every other failure, this function panics and discards the node, so that the next case gets
 /// a fresh node. A case that changes the plugin's configuration or placement must undo the change

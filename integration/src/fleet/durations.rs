@@ -1,7 +1,7 @@
 //! Records how long test cases take on nodes.
 //!
-//! Each case prints a line for users to standard error, even while the test runner captures output.
-//! Each case also writes a line for programs to a file in the directory `node-cases`, which is
+//! Each case prints a readable line to standard error, even while the test runner captures output.
+//! Each case also writes a machine-readable line to a file in the directory `node-cases`, which is
 //! beside cargo's own directories. The fields of this line are separated by tabs: outcome, total
 //! seconds, seconds until the node was ready, runtime and name. `hack/check` makes tables of these
 //! lines.
@@ -70,7 +70,7 @@ pub fn note(runtime: &str, outcome: Outcome, took: Duration, preparing: Duration
         "[case] {took:6.1} s, {preparing:5.1} s of them to prepare, {runtime}: {case}: {outcome}\n"
     );
     // Write to standard error directly, because the test runner captures `eprintln!`. A closed
-    // terminal must not fail the test.
+    // terminal must not make the test fail.
     let _ = io::stderr().write_all(line.as_bytes());
     let line = format!("{outcome}\t{took:.1}\t{preparing:.1}\t{runtime}\t{case}\n");
     if let Err(error) = append(&line) {

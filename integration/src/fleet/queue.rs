@@ -17,9 +17,9 @@ const MOST_NODES: usize = 2;
 /// The installation of the plugin that a test needs on its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plugin {
-    /// No plugin. The control group needs such nodes.
+    /// No plugin, as the tests of the control group need.
     Absent,
-    /// The plugin with this configuration, started by the program that the placement names.
+    /// The plugin with this configuration. `Mode` says whether the runtime or systemd starts it.
     Installed(Mode, String),
 }
 
@@ -54,7 +54,7 @@ pub(super) enum Misfit {
     Runtime,
 }
 
-/// The requirements of a case for its node.
+/// The properties that a case requires of its node.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Needs {
     pub(super) runtime: Runtime,
@@ -65,7 +65,7 @@ pub(super) struct Needs {
 /// The machine that a case waits for.
 pub(super) enum Wanted {
     Node(Needs),
-    /// The cluster, which `cluster` starts.
+    /// The cluster, which the module `cluster` starts.
     Cluster,
 }
 
@@ -129,7 +129,7 @@ impl Place {
 
     /// Waits until another machine may run and this case is the next case to run.
     ///
-    /// If there are more threads than machines, cases with the same needs follow each other.
+    /// If there are more threads than machines, cases that can share a node run one after another.
     pub(super) fn take(wanted: Wanted) -> Place {
         let case = thread::current().id();
         let mut fleet = fleet();
@@ -172,8 +172,7 @@ pub(crate) fn is_cluster_wanted() -> bool {
 
 /// Locks the fleet.
 ///
-/// The state behind the lock is consistent at any time, so the state behind a poisoned lock is
-/// valid.
+/// Every change leaves the state consistent, so the state is valid even if the lock is poisoned.
 fn fleet() -> MutexGuard<'static, Fleet> {
     FLEET.lock().unwrap_or_else(PoisonError::into_inner)
 }

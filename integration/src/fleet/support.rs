@@ -105,7 +105,7 @@ pub fn passed(
 }
 
 fn ask(node: &Node, driver: Driver) -> Result<Facts> {
-    // Each runtime handler has its own OCI runtime. The name of a handler is its cgroup driver.
+    // Each runtime handler has its own OCI runtime and is named after its cgroup driver.
     let script = format!(
         r#". /etc/os-release; echo "$PRETTY_NAME"; uname -r
            systemctl --version | awk 'NR == 1 {{ print $2 }}'
@@ -132,7 +132,7 @@ fn ask(node: &Node, driver: Driver) -> Result<Facts> {
     })
 }
 
-/// Returns a version without the suffix of a distribution or a build.
+/// Returns a version without the suffix that a distribution or a build has added.
 fn upstream(version: &str) -> &str {
     version.split(['~', '+']).next().unwrap_or(version)
 }
@@ -289,8 +289,8 @@ mod tests {
 
     /// This test compares only the runtimes, their minor versions and their drivers.
     ///
-    /// Debian's packages change, so the exact versions in the table come from the day of the last
-    /// update. The cases in the table also come from this day.
+    /// Debian's packages change, so the table has the exact versions from its last update. The
+    /// cases in the table are also from its last update.
     #[test]
     fn the_table_claims_no_runtime_and_driver_that_tests_do_not_run_on() {
         let document = fs::read_to_string(DOCUMENT).unwrap();

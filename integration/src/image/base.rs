@@ -39,7 +39,7 @@ const SOURCES: [(&str, &str); 6] = [
     ("oci.rs", include_str!("oci.rs")),
 ];
 
-/// The units that targets start on the node. All other units that the packages enable are disabled.
+/// The enabled systemd units, each with the target that starts it. All other units are disabled.
 const WANTED_UNITS: &[(&str, &str)] = &[
     ("sysinit.target", "systemd-journald.service"),
     ("sockets.target", "systemd-journald.socket"),
@@ -55,7 +55,7 @@ fn cri() -> OwnProgram {
 /// Returns the directory with the files that the nodes of one distribution share.
 ///
 /// The directory contains the kernel, the initial RAM file system, the ssh key and `root`. The
-/// directory `root` has all files of the node except the runtime's own.
+/// directory `root` has all files of the node except the runtime's files.
 pub(super) fn base(distro: Distro) -> Result<PathBuf> {
     let program = workload()?;
     let files = node_files();
@@ -77,8 +77,8 @@ pub(super) fn base(distro: Distro) -> Result<PathBuf> {
 
 fn build(distro: Distro, hook: &Path, common: &Path, program: &[u8], dir: &Path) -> Result<()> {
     let root = dir.join("root");
-    // Build the clients and bootstrap the system at the same time. The build mostly computes, and
-    // the bootstrap mostly downloads and unpacks.
+    // Build the clients and bootstrap the system at the same time. The build mostly needs processor
+    // time. The bootstrap mostly downloads.
     let (crictl, cri) = thread::scope(|scope| {
         let clients =
             scope.spawn(|| CRICTL.obtain().and_then(|crictl| Ok((crictl, cri().obtain()?))));
@@ -158,8 +158,7 @@ mod tests {
 
     #[test]
     fn every_file_here_is_in_a_key() {
-        // The key contains the built program of workload.rs. disk.rs belongs to another cache
-        // entry.
+        // The key contains the program that workload.rs builds. disk.rs builds another cache entry.
         let others = ["workload.rs", "disk.rs", "mod.rs"];
         let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/image");
         for file in fs::read_dir(here).unwrap() {

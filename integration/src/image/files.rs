@@ -1,4 +1,4 @@
-//! The files of a node in this repository.
+//! Copies files from this repository to a node.
 
 use std::fs;
 use std::path::{Path, PathBuf};

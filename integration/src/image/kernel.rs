@@ -1,4 +1,4 @@
-//! The kernel of a node, as QEMU starts it.
+//! The kernel of a node, in the format that QEMU starts.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// Returns the path of the compressed kernel.
 ///
-/// The kernel is in /boot. In newer suites, the kernel is beside its modules instead.
+/// The kernel is in /boot. In newer Debian releases, the kernel is beside its modules instead.
 pub(super) fn find_kernel(root: &Path) -> Result<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root.join("boot")).into_iter().flatten().flatten() {

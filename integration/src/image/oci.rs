@@ -1,6 +1,6 @@
 //! The container images of the tests: one for sandboxes, one for workloads and one with a shell.
 //!
-//! Each image has a single static program.
+//! Each image contains a single static program.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,10 +16,10 @@ pub const PAUSE: &str = "plimsoll.test/pause:1";
 /// The name of the workload image, which contains the program from `src/bin/workload.rs`.
 pub const WORKLOAD: &str = "plimsoll.test/workload:1";
 
-/// The name of the image from which CRI-O's tests start containers.
+/// The name of the image that CRI-O's tests use for containers.
 pub const NRI_TEST_IMAGE: &str = "quay.io/crio/fedora-crio-ci:latest";
 
-/// The archive that contains all images: its path on the node.
+/// The path on the node of the archive that contains all images.
 pub(crate) const ARCHIVE: &str = "/usr/share/node-images.tar";
 
 /// The media type of a manifest.
@@ -101,7 +101,7 @@ fn append_image<W: Write>(tar: &mut tar::Builder<W>, image: &ContainerImage<'_>)
             "Cmd": command,
             "Env": ["PATH=/bin"],
             // The program is process 1 of its PID namespace and does not handle SIGTERM. The kernel
-            // discards SIGTERM for such a process.
+            // discards SIGTERM for process 1 without a handler.
             "StopSignal": "SIGKILL",
         },
         "rootfs": { "type": "layers", "diff_ids": [layer_digest] },

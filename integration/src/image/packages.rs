@@ -70,7 +70,7 @@ pub(super) fn bootstrap(distro: Distro, hook: &Path, root: &Path) -> Result<()> 
     let hook = hook.to_str().context("the path of integration/node is not UTF-8")?;
     ensure!(!hook.contains('\''), "the path of integration/node must not contain a quote: {hook}");
     let suite = distro.suite();
-    // Downloads from mirrors fail now and then, especially for a testing suite that changes. A
+    // Downloads from mirrors fail now and then, especially for Debian testing, which changes. A
     // retry costs little.
     const TRIES: u32 = 3;
     for attempt in 1..=TRIES {

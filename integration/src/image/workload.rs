@@ -1,4 +1,4 @@
-//! The static program of the containers.
+//! Builds the static program that containers run.
 
 use std::path::Path;
 use std::process::Command;
@@ -25,7 +25,7 @@ const ARGUMENTS: [&str; 12] = [
     "x86_64-unknown-linux-gnu",
 ];
 
-/// Builds the static program of the containers from `src/bin/workload.rs` and returns its content.
+/// Builds the static program that containers run from `src/bin/workload.rs`. Returns its content.
 pub(super) fn workload() -> Result<Vec<u8>> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = run(Command::new(&rustc).arg("-vV"))?;

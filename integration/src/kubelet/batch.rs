@@ -16,7 +16,7 @@ use crate::machine::Node;
 use crate::probe::cgroup;
 use crate::runtime::Driver;
 
-/// The number of pods of a batch that start at the same time. Some of the pods wait for systemd.
+/// The number of pods that start at the same time. A pod waits for systemd part of the time.
 const AT_A_TIME: u32 = 3;
 
 impl Kubelet<'_> {

@@ -9,7 +9,7 @@ use crate::kubelet::double::{Kubelet, STATE};
 use crate::kubelet::script::put;
 
 impl Kubelet<'_> {
-    /// Removes the checkpoint files. The files stay absent while [`Kubelet::checkpoints`] is off.
+    /// Removes the checkpoint files. The files stay absent while [`Kubelet::checkpoints`] is false.
     pub fn remove_checkpoints(&self) -> Result<()> {
         self.node.run(&format!("rm -f {STATE}/*_pods_state")).map(|_| ())
     }

@@ -12,7 +12,7 @@ use crate::machine::Node;
 use crate::probe::cgroup;
 use crate::runtime::Driver;
 
-/// The directory of the kubelet's state on the node.
+/// The directory on the node with the kubelet's state.
 pub const STATE: &str = "/var/lib/kubelet";
 
 /// The directory on the node for messages to the runtime.
@@ -152,7 +152,7 @@ impl<'n> Kubelet<'n> {
     /// class to 0.
     ///
     /// With the systemd driver the script first sets unit properties, as runc's library does.
-    /// systemd then also writes all other values of the unit's properties.
+    /// systemd then also writes the values of all other properties of the unit.
     pub fn qos_update(&self) -> String {
         let root = cgroup::ROOT;
         let top = self.top_cgroup();

@@ -26,7 +26,7 @@ impl Kubelet<'_> {
         }
     }
 
-    /// Adds commands to the script. The commands write the sandbox's message to a file on the node.
+    /// Adds to the script the commands that write the sandbox's message to a file on the node.
     ///
     /// Returns the path of the file.
     pub(super) fn put_sandbox_message(
@@ -43,7 +43,7 @@ impl Kubelet<'_> {
         message
     }
 
-    /// Adds commands to the script. The commands write a container's message to a file on the node.
+    /// Adds to the script the commands that write a container's message to a file on the node.
     ///
     /// The commands also make the directory through which the workload receives commands. Returns
     /// the path of the file.
@@ -87,7 +87,7 @@ impl Kubelet<'_> {
             resources["cpu_quota"] = json!(cpu * 100);
         }
         if let Some(limit) = container.memory_limit {
-            // A swap limit equal to the memory limit allows no swap, as the kubelet's NoSwap does.
+            // A swap limit that equals the memory limit allows no swap, like NoSwap in the kubelet.
             resources["memory_limit_in_bytes"] = json!(limit);
             resources["memory_swap_limit_in_bytes"] = json!(limit);
         }
@@ -115,7 +115,7 @@ impl Kubelet<'_> {
 ///
 /// The network namespace is the node's, so that no CNI plugin is needed.
 fn namespaces() -> Value {
-    // The numbers of the CRI: 0 is the pod's namespace, 1 the container's own, 2 the node's.
+    // In CRI, 0 is the pod's namespace, 1 is the container's own namespace and 2 is the node's.
     json!({ "network": 2, "pid": 1, "ipc": 0 })
 }
 

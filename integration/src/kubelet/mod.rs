@@ -13,7 +13,7 @@
 //! 4. Lower the limit of the pod's cgroup, for a limit decrease.
 //! 5. Write the checkpoint of the actuated resources.
 //!
-//! A test can switch off or replace each part.
+//! A test can switch off or replace each of these steps.
 //!
 //! [`Kubelet::update_qos_classes`] writes the values that the kubelet writes every minute. The
 //! double does not write these values by itself.

@@ -35,7 +35,7 @@ impl Kubelet<'_> {
         Ok(Pod { spec, uid, sandbox, cgroup: pod_cgroup, containers })
     }
 
-    /// Runs one more container in a pod, as init and ephemeral containers run.
+    /// Runs one more container in a pod, as the kubelet runs init and ephemeral containers.
     ///
     /// The pod's class, limit and specification do not change.
     pub fn run_container(&mut self, pod: &mut Pod, spec: &ContainerSpec) -> Result<()> {
@@ -63,7 +63,7 @@ impl Kubelet<'_> {
         Ok(())
     }
 
-    /// Resizes the memory of one container in place, with the steps in the kubelet's order.
+    /// Resizes the memory of one container in place, with the kubelet's steps in the same order.
     ///
     /// If the runtime's update fails, this function returns the error and omits the later steps, as
     /// the kubelet does.
@@ -123,7 +123,7 @@ impl Kubelet<'_> {
         (uid, cgroup, script)
     }
 
-    /// Adds commands to the script. The commands start a container in the sandbox `$pod`.
+    /// Adds to the script the commands that start a container in the sandbox `$pod`.
     ///
     /// The commands write the checkpoint of the actuated resources, create the container and start
     /// the container. Then the commands wait for the workload and print the container's ID.
@@ -157,9 +157,9 @@ impl Kubelet<'_> {
     }
 }
 
-/// Returns a pod's UID in the API server's form.
+/// Returns a UID for a pod in the API server's format.
 ///
-/// The same name and turn always give the same UID.
+/// The same arguments always give the same UID.
 fn uid(name: &str, turn: u32) -> String {
     let digest = Sha256::digest(format!("{name} {turn}"));
     let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();

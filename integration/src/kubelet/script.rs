@@ -39,9 +39,9 @@ pub(super) fn base_name(path: &str) -> &str {
 
 /// Returns a script that stops and removes sandboxes, with up to five attempts.
 ///
-/// containerd fails (`ttrpc: closed`) for a container whose process just ended by itself. The
-/// kubelet retries later, so the script retries too. One request stops all sandboxes. On a busy
-/// machine this request takes longer than other requests.
+/// containerd fails (`ttrpc: closed`) to stop a container whose process has just ended. The kubelet
+/// retries later, so the script retries too. One request stops all sandboxes. On a busy machine
+/// this request takes longer than other requests.
 pub(super) fn remove_sandboxes(request: &str) -> String {
     format!(
         "for attempt in 1 2 3 4 last; do

@@ -19,7 +19,7 @@ pub enum Qos {
 }
 
 impl Qos {
-    /// Returns the name that cgroup names contain for the class.
+    /// Returns the part of cgroup names that stands for the class.
     pub fn name(self) -> &'static str {
         match self {
             Qos::Guaranteed => "guaranteed",

@@ -4,8 +4,8 @@
 //! cache. Later starts load the snapshot.
 //!
 //! If a guest dies during a boot, the guest is booted again, a limited number of times. Emulated
-//! multiprocessing has rare faults, and such a fault is no result of a test. If a guest dies later,
-//! every call on the node reports the death; see [`Node::fate`].
+//! multiprocessing has rare faults, which must not make a test fail. If a guest dies later, every
+//! call on the node reports the death; see [`Node::fate`].
 
 mod hardware;
 mod monitor;

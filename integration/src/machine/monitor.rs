@@ -13,7 +13,7 @@ pub(super) struct Monitor(BufReader<UnixStream>);
 impl Monitor {
     /// Waits until QEMU connects and executes the first command.
     ///
-    /// QEMU has then loaded a saved machine and opened its ports.
+    /// When this function returns, QEMU has loaded a saved machine and opened its ports.
     pub(super) fn accept(listener: &UnixListener) -> Result<Monitor> {
         let (stream, _) = listener.accept().context("waiting for QEMU's monitor")?;
         // A long timeout, because saving or loading a machine moves a few hundred megabytes.

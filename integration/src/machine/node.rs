@@ -97,7 +97,7 @@ impl Node {
         Ok(output)
     }
 
-    /// Runs a script like [`Node::run`], but returns the output with any exit status.
+    /// Runs a script like [`Node::run`], but returns the output even if the exit status is not 0.
     ///
     /// Fails if the script cannot be run or does not end within four minutes.
     pub fn try_run(&self, script: &str) -> Result<Output> {
@@ -108,7 +108,7 @@ impl Node {
     pub fn try_run_within(&self, limit: Duration, script: &str, input: Vec<u8>) -> Result<Output> {
         let answer =
             self.shell.run(limit, script, input).map_err(|error| self.machine.add_fate(error))?;
-        // ssh also returns 255 itself, for a lost connection.
+        // ssh itself also exits with 255 if the connection is lost.
         if answer.status.code() == Some(255)
             && let Some(fate) = self.fate_soon()
         {
@@ -170,7 +170,7 @@ impl Node {
     }
 }
 
-/// Returns the script that completes a freshly booted node.
+/// Returns the script that imports the container images on a freshly booted node.
 pub(super) fn import_script(runtime: Runtime) -> String {
     let images = [image::PAUSE, image::WORKLOAD, image::NRI_TEST_IMAGE];
     let import = runtime.import(image::ARCHIVE, &images);

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 /// The lifetime of a node.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lifetime {
-    /// At most as long as this process.
+    /// The node ends at the latest when this process ends.
     Process,
-    /// Until the user ends the node.
+    /// The node runs until the user ends it.
     Kept,
 }
 

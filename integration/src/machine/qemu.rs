@@ -43,7 +43,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Starts QEMU. If the machine boots, waits until the node is ready.
+    /// Starts QEMU. If `start` says to boot, waits until the node is ready.
     pub(super) fn power_on(
         image: &Image,
         disk: &Path,
@@ -183,8 +183,8 @@ impl Process {
         let log = File::create(&console_log)
             .with_context(|| format!("creating {}", console_log.display()))?;
         let told = Arc::clone(&fate);
-        // This thread exists as long as the machine. The kernel kills QEMU when the *thread* that
-        // started it ends, so a test's thread must not start QEMU.
+        // This thread runs as long as the machine runs. The kernel kills QEMU when the *thread*
+        // that started it ends, so a test's thread must not start QEMU.
         thread::spawn(move || {
             let _end = end;
             watch(command, log, &qemu_log, &started, &lines, &told);
@@ -239,8 +239,7 @@ fn watch(
 
 /// Locks a mutex.
 ///
-/// The state behind these locks is consistent at any time, so the state behind a poisoned lock is
-/// valid.
+/// Every change leaves the state consistent, so the state is valid even if the lock is poisoned.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

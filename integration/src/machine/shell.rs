@@ -129,8 +129,7 @@ impl Shell {
             .spawn()
             .context("starting ssh: is openssh-client installed?")?;
         let feeder = child.stdin.take().map(|mut stdin| {
-            // Ignore write errors. A command need not read all of its input, and its exit status
-            // shows whether it failed.
+            // Ignore write errors, because a command may succeed without reading all of its input.
             thread::spawn(move || drop(stdin.write_all(&input)))
         });
         let output = child.wait_with_output().context("waiting for a command on the node")?;

@@ -19,7 +19,7 @@ use crate::tools::cache::{self, Key};
 use crate::tools::progress::progress;
 
 impl Node {
-    /// Saves the machine on its disk, ends it and copies the disk.
+    /// Saves the machine's state on its disk, ends the machine and copies the disk.
     fn close_and_save(self, saved: &Path) -> Result<()> {
         let Node { mut machine, shell, .. } = self;
         drop(shell);

@@ -17,7 +17,7 @@ const CLAIMER_SYNCHRONISED: &str = "#[0-9]+: .*10-claimer";
 /// Starts a second plugin on the node. This plugin sets `key` of every new container to `value`.
 ///
 /// The plugin has the index 10, so the runtime calls it before Plimsoll. [`unclaim`] stops the
-/// plugin. `program` is the program of `src/bin/claimer.rs`, which cargo builds for the test:
+/// plugin. `program` is the path of the binary that cargo builds from `src/bin/claimer.rs`:
 /// `env!("CARGO_BIN_EXE_claimer")`.
 pub fn claim(node: &Node, program: &Path, key: &str, value: &str) -> Result<()> {
     // Remove debug information, which is most of the program and would take long to send.

@@ -6,8 +6,8 @@ use crate::machine::Node;
 
 /// A regular expression for the runtime's log line after a synchronisation with the plugin.
 ///
-/// The line is an entry in the list of plugins that the runtime calls from now on. The line is the
-/// same for launched and external plugins and for every version from NRI 0.6.
+/// After a synchronisation, the runtime logs a line for each plugin that it will call. The line is
+/// the same for launched and external plugins and for every version from NRI 0.6.
 const SYNCHRONISED: &str = "#[0-9]+: .*90-plimsoll";
 
 /// Runs a script on the node and waits for the new synchronisation that the script must cause.
@@ -79,7 +79,7 @@ pub(crate) fn is_stuck(node: &Node) -> Option<String> {
     }
     const REQUEST: &str = "adaptation.(*Adaptation).updateContainers";
     let dump = "systemctl kill --kill-whom main --signal USR1 containerd";
-    // In each dump, every stack that processes the request has one such line in the journal.
+    // In the journal, each dump has one line with this text per stack that processes the request.
     let found = || -> Option<u64> {
         let count =
             format!("journalctl --unit containerd --output cat | grep -cF '{REQUEST}' || true");

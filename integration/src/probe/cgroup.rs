@@ -32,8 +32,8 @@ pub struct Memory {
 /// Reads the values of several cgroups (paths below [`ROOT`]) with one command.
 ///
 /// crun puts a container's processes into the cgroup `container` within the container's scope. For
-/// such a container, the returned protection is that of the scope. Each returned limit is the lower
-/// limit of both cgroups.
+/// these containers, this function returns the protection of the scope, and the lower limits of the
+/// scope and the child cgroup.
 pub fn memory(node: &Node, cgroups: &[&str]) -> Result<Vec<Memory>> {
     let mut script = String::new();
     for cgroup in cgroups {
@@ -146,16 +146,16 @@ impl Expected {
     }
 }
 
-/// The time that files took to reach their expected values.
+/// The time and the number of checks until files had their expected values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settled {
-    /// The time of the last wrong value, by the node's clock. Zero if no value was ever wrong.
+    /// The time from the script's end to the last wrong value. Zero if no value was wrong.
     pub after: Duration,
-    /// The number of checks that a shell on the node completed until this time. Each check reads
-    /// all files.
+    /// The number of checks that a shell on the node completed until the last wrong value. Each
+    /// check reads all files.
     ///
-    /// The shell pauses for 5 ms between checks. A busy host slows down the checks together with
-    /// the node. Therefore the number of checks depends less on the host's load than the time does.
+    /// The shell pauses for 5 ms between checks. On a busy host, both the node and the checks are
+    /// slow. Therefore the number of checks depends less on the host's load than the time does.
     pub looks: u64,
 }
 

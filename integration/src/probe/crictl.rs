@@ -1,4 +1,4 @@
-//! Calls of crictl on a node.
+//! Functions that call crictl on a node.
 //!
 //! The commands send the requests that a user or the kubelet sends to the runtime.
 
@@ -24,7 +24,7 @@ pub fn stored_unified(inspected: &Value) -> &Value {
     &inspected["info"]["runtimeSpec"]["linux"]["resources"]["unified"]
 }
 
-/// Runs `crictl update --memory` and returns the output with any exit status.
+/// Runs `crictl update --memory` and returns the output even if the exit status is not 0.
 pub fn try_update_memory(node: &Node, container: &str, limit: u64) -> Result<Output> {
     node.try_run(&format!("crictl update --memory {limit} {container}"))
 }
@@ -34,7 +34,7 @@ pub fn update_memory(node: &Node, container: &str, limit: u64) -> Result<()> {
     node.run(&format!("crictl update --memory {limit} {container}")).map(|_| ())
 }
 
-/// Runs `crictl exec` and returns the output with any exit status.
+/// Runs `crictl exec` and returns the output even if the exit status is not 0.
 pub fn exec(node: &Node, container: &str, command: &str) -> Result<Output> {
     node.try_run(&format!("crictl exec {container} {command}"))
 }
@@ -54,7 +54,7 @@ pub fn remove(node: &Node, container: &str) -> Result<()> {
     node.run(&script).map(|_| ())
 }
 
-/// Returns the runtime's reason for an error: the first line after the text of gRPC itself.
+/// Returns the runtime's reason for an error: the first line without the prefix from gRPC.
 pub fn reason(error: &anyhow::Error) -> String {
     let error = format!("{error:#}");
     let reason =

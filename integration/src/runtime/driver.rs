@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The cgroup driver, which determines the program that makes the cgroups of pods and containers.
 ///
-/// The runtime handler that uses the driver has the driver's name.
+/// The runtime handler that uses a driver has the same name as the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Driver {
     /// systemd creates the cgroups, on request over D-Bus.

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::runtime::distro::Distro;
 use crate::runtime::driver::Driver;
 
-/// A container runtime in the version of a node.
+/// The container runtime of a node, with its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Runtime {
     /// containerd 1.7 of Debian 13 with NRI 0.6, which the node's configuration enables.
@@ -56,7 +56,7 @@ impl Runtime {
 
     /// Returns the path and content of the file that sets the cgroup driver.
     ///
-    /// Only for a runtime that has one driver at a time.
+    /// Callers use this function only for a runtime that has one driver at a time.
     pub(crate) fn driver_configuration(self, driver: Driver) -> (&'static str, String) {
         let content = format!(
             "[crio.runtime]\ncgroup_manager = \"{driver}\"\ndefault_runtime = \"{driver}\"\n"
@@ -76,7 +76,7 @@ impl Runtime {
 
     /// Returns whether the runtime itself refuses a limit below the container's usage.
     ///
-    /// The runtime does not notice a growth of the usage while it sets the limit.
+    /// The runtime does not notice when the usage grows while the runtime sets the limit.
     pub fn refuses_limit_decreases(self) -> bool {
         self == Runtime::Crio136
     }
@@ -115,7 +115,7 @@ impl Runtime {
             )
         };
         match self {
-            // Newer versions need `--local`. By default, newer versions import in the daemon, and
+            // Newer versions need `--local`. By default, newer versions let the daemon import, and
             // the daemon does not find the archive's image names.
             Runtime::Containerd17 => format!("{IMPORT} {archive} >/dev/null"),
             Runtime::Containerd21 | Runtime::Containerd24 => {

@@ -29,9 +29,9 @@ const MORE: usize = 5;
 pub struct Balloon {
     /// The names of the pods whose container survived.
     pub alive: Vec<&'static str>,
-    /// The number of OOM kills because the whole node was out of memory.
+    /// The number of OOM kills that happened because the whole node was out of memory.
     pub node_kills: usize,
-    /// The OOM kills because of a limit. Each entry is the cgroup with the limit.
+    /// The OOM kills that a memory limit caused. Each entry is the cgroup that has the limit.
     pub limit_kills: Vec<String>,
     /// Number of pages of system.slice's page cache that the kernel reclaimed and then read again
     /// (workingset_refault_file).

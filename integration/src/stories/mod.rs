@@ -1,7 +1,7 @@
 //! Sequences of steps that several tests need.
 //!
-//! Most sequences reproduce problems of users with in-place resizes. The steps are the same for
-//! nodes with the plugin and without the plugin.
+//! Most sequences reproduce problems that users had with in-place resizes. The steps are the same
+//! for nodes with the plugin and without the plugin.
 
 mod balloon;
 pub mod pressure;

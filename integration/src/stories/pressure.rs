@@ -1,9 +1,9 @@
 //! Memory pressure that shows whether the kernel protects page cache.
 //!
 //! The effective protection depends on the cgroup where reclaim starts. If reclaim starts at the
-//! limit of all pods, the protection of the class, the pod and the container counts. The protection
-//! of the cgroup of all pods does not count. On a full node, the protection of all these cgroups
-//! counts.
+//! limit of all pods, the kernel respects the protection of the class, the pod and the container,
+//! but not that of the cgroup of all pods. On a full node, the kernel respects the protection of
+//! all these cgroups.
 
 use std::path::Path;
 
@@ -17,16 +17,16 @@ use crate::probe::{cgroup, crictl};
 pub const REQUEST: u64 = 100 * MIB;
 /// The page cache of each of the two containers before the pressure, in bytes.
 pub const CACHE: u64 = 80 * MIB;
-/// The memory limit of the cgroup of all pods during the contest.
+/// The memory limit of the cgroup of all pods in a [`Contest`].
 const ALL_PODS: u64 = 300 * MIB;
 /// The first allocation of the best-effort container, the hog.
 ///
-/// This allocation fits into the limit of all pods together with one cache, but not with both
+/// Under the limit of all pods, there is room for this allocation and one cache, but not for both
 /// caches.
 const HOG: u64 = 195 * MIB;
 /// The size of each further allocation of the hog.
 const STEP: u64 = 8 * MIB;
-/// The maximum number of reclaims of the whole node.
+/// The maximum number of times that the node's memory is reclaimed.
 const RECLAIMS: usize = 5;
 const LIMIT: u64 = 160 * MIB;
 
@@ -86,8 +86,8 @@ impl<'n> Contest<'n> {
     /// Fills both caches and then lets the hog allocate memory until the limit of all pods is
     /// exceeded.
     ///
-    /// The hog continues step by step until `is_wanted` accepts the remaining caches, or the caches
-    /// are nearly empty. Returns the remaining caches.
+    /// The hog continues step by step until `is_wanted` accepts the remaining cache sizes, or the
+    /// caches are nearly empty. Returns the remaining caches.
     pub fn below_the_limit_of_all_pods(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
         self.fill()?;
         let hog = self.hog.container("app")?;
@@ -111,11 +111,11 @@ impl<'n> Contest<'n> {
 
     /// Fills both caches and then lets the kernel reclaim all memory that is not protected.
     ///
-    /// The reclaim is repeated up to `RECLAIMS` times until `is_wanted` accepts the remaining
-    /// caches. Returns the remaining caches.
+    /// The reclaim is repeated up to `RECLAIMS` times until `is_wanted` accepts the remaining cache
+    /// sizes. Returns the remaining caches.
     ///
-    /// During the reclaims, the kernel uses its older LRU. With multi-generational LRU, Linux 6.12
-    /// and 7.2 ignore memory.min for a reclaim through the root's memory.reclaim.
+    /// During the reclaims, the kernel uses its older LRU algorithm. With multi-generational LRU,
+    /// Linux 6.12 and 7.2 ignore memory.min for a reclaim through the root's memory.reclaim.
     pub fn on_a_full_node(&self, is_wanted: impl Fn(&Left) -> bool) -> Result<Left> {
         self.node
             .run("echo n > /sys/kernel/mm/lru_gen/enabled")
@@ -179,10 +179,10 @@ pub fn small_container() -> ContainerSpec {
 ///
 /// Returns the workload's answer: the number of bytes that it read, or `gone`.
 ///
-/// The usage must reach the pod's limit before the container's equal limit. The kernel charges
-/// whole folios, so the other memory of the pod must be larger than one folio. The sandbox of the
-/// test uses almost no memory. A file in memory therefore charges 1 MiB to the sandbox, as much as
-/// a monitor process would use. A small read-ahead keeps the folios small.
+/// The usage must reach the pod's limit before it reaches the container's equal limit. The kernel
+/// charges whole folios, so the other memory of the pod must be larger than one folio. The sandbox
+/// of the test uses almost no memory. A file in memory therefore charges 1 MiB to the sandbox, as
+/// much as a monitor process would use. A small read-ahead keeps the folios small.
 pub fn read_more_than_fits(kubelet: &Kubelet<'_>, node: &Node, pod: &Pod) -> Result<String> {
     let monitor =
         format!("echo $$ > {}/{}/cgroup.procs", cgroup::ROOT, kubelet.sandbox_cgroup(pod));

@@ -12,9 +12,9 @@ const SCRIPT: &str = "/run/recorder.sh";
 const SAMPLES: &str = "/run/recorder.samples";
 
 /// The script that records the values. The script takes two arguments: the pod's cgroup, and the
-/// name of the sandbox's cgroup within the pod. The script starts no processes, because a process
-/// would cost more time than the reads. The pipe never has data, so a `read` with a timeout is a
-/// pause. During a recording the container may end and restart.
+/// name of the sandbox's cgroup within the pod. The script starts no processes, because starting a
+/// process would take longer than the reads. The pipe never has data, so a `read` with a timeout is
+/// a pause. During a recording the container may end and restart.
 const RECORDER: &str = r#"
 cd "$1"
 exec {pause}<> <(:)

@@ -86,7 +86,7 @@ pub fn decrease_limit_below_cache(
     Ok((pod, cut))
 }
 
-/// Returns whether the container lives and how many processes of its pod were OOM-killed.
+/// Returns whether the container still runs and how many processes of its pod were OOM-killed.
 pub fn read_fate(node: &Node, pod: &Pod) -> Result<(bool, u64)> {
     let lives =
         pod.container("app")?.call(node, "touch").is_ok_and(|answer| answer.starts_with("ok"));

@@ -38,7 +38,7 @@ pub fn exceed_high(node: &Node, pod: &Pod) -> Result<bool> {
 pub struct Stall {
     /// The stall time of the container in microseconds, from its memory.pressure.
     pub stalled: u64,
-    /// The container's memory usage after this time, in bytes.
+    /// The container's memory usage in bytes when the wait ended.
     pub current: u64,
     /// The number of times that the container exceeded memory.high.
     pub times: u64,

@@ -1,6 +1,6 @@
-//! Blocks of documents that show output of a node.
+//! Blocks in documents that show the output of commands on a node.
 //!
-//! Such a block follows an HTML comment with the name of the output: `<!-- output: NAME -->`.
+//! Each block follows an HTML comment with the name of the output: `<!-- output: NAME -->`.
 //! `hack/outputs` writes the text between the fences of the block.
 
 use std::collections::BTreeMap;

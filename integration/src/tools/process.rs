@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-/// A program that asks the kernel to kill it at the end of the parent thread, and then becomes the
-/// child.
+/// A program that asks the kernel to kill it when the parent thread ends, and then executes the
+/// child's program.
 const LAUNCHER: &str = "setpriv";
 
 /// A child process.
@@ -45,7 +45,7 @@ pub(crate) fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<
     Ok(child)
 }
 
-/// Waits until setpriv has become the program.
+/// Waits until setpriv has executed the program.
 ///
 /// An error means that setpriv could not start the program, or that the program ended at once.
 fn wait_for_exec(child: &mut Child) -> Result<()> {

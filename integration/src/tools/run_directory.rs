@@ -59,7 +59,7 @@ impl Drop for RunDir {
 
 /// Removes the directories that ended processes left behind.
 ///
-/// The locks of such directories are free.
+/// The lock of an abandoned directory is free.
 fn sweep(parent: &Path) -> Result<()> {
     for entry in fs::read_dir(parent).with_context(|| format!("listing {}", parent.display()))? {
         let path = entry.with_context(|| format!("listing {}", parent.display()))?.path();

@@ -1,8 +1,8 @@
 //! Tests with other NRI programs while the plugin is connected. Real plugins of containerd/nri work
 //! beside the plugin, and CRI-O's own NRI tests pass.
 //!
-//! `integration/src/placement/peers.rs` describes these plugins and tests and names the sources of
-//! both.
+//! `integration/src/placement/peers.rs` describes these plugins and tests and says where their
+//! sources are.
 
 #[cfg(feature = "every-combination")]
 use std::time::Duration;
@@ -51,9 +51,8 @@ macro_rules! conformance {
 conformance!(containerd_2_4, Containerd24, Systemd);
 conformance!(crio_1_36, Crio136, Systemd);
 
-/// Returns two facts about the plugin. The first one is how often the plugin's process has
-/// connected to the runtime and synchronized. The second one is the invocation ID of the plugin's
-/// service.
+/// Returns how often the plugin's process has connected to the runtime and synchronized, and the
+/// invocation ID of the plugin's systemd service.
 ///
 /// # Errors
 ///

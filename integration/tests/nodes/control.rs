@@ -233,8 +233,8 @@ fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) ->
             .map(|_| ())
     };
     let (reload, left) = match driver {
-        // After a daemon-reload, systemd 257 writes the values of a unit's properties only with the
-        // next change of the unit.
+        // After a daemon-reload, systemd 257 writes the values of a unit's properties only when the
+        // unit changes next.
         Driver::Systemd => (
             "systemctl daemon-reload; systemctl set-property --runtime kubepods.slice CPUWeight=50",
             0,
@@ -301,9 +301,9 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
     }
     kubelet.remove_pod(&pod)?;
 
-    // The container must grow while the runtime writes the limit. The right pace depends on the
-    // machine. If the runtime refuses the limit decrease, the container has grown too fast. If the
-    // limit decrease causes no kill, the container has grown too slowly.
+    // The container must grow while the runtime writes the limit. The right speed of this growth
+    // depends on the machine. If the runtime refuses the limit decrease, the container has grown
+    // too fast. If the limit decrease causes no kill, the container has grown too slowly.
     let (mut pace, mut tried) = (8.0, Vec::new());
     while tried.len() < 20 {
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
@@ -360,7 +360,7 @@ fn pods_that_use_more_than_the_node_has_take_it_from_the_system(
     driver: Driver,
 ) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
-    // 32 MiB as pages of page cache. The service in system.slice reads 40 MiB.
+    // This number of pages is 32 MiB of page cache. The service in system.slice reads 40 MiB.
     let most = 8192;
     let balloon = stories::balloon(&mut kubelet, node, most)?;
     println!("{} {driver}: without the plugin: {balloon:?}", node.runtime());

@@ -12,8 +12,8 @@ use integration::placement;
 use integration::probe::cgroup::{self, Expected, Memory};
 use integration::runtime::{Driver, Runtime};
 
-// The cgroup driver does not matter, so each runtime has one driver in these cases. `install` has
-// less to do if NRI is already on, so such cases need the feature `every-combination`.
+// The cgroup driver does not matter, so each runtime has one driver in these cases. If NRI is
+// already on, `install` has less to do, so cases with NRI on need the feature `every-combination`.
 mod containerd_1_7 {
     integration::node_tests!(@driver Containerd17 cgroupfs Cgroupfs control [
         it_is_installed_and_removed_without_a_trace;
@@ -85,7 +85,7 @@ fn values(node: &Node, pod: &Pod) -> Result<Vec<Memory>> {
     cgroup::memory(node, &cgroup::chain(&pod.container("app")?.cgroup))
 }
 
-/// Waits until memory.min of the pod's container is the request. The plugin reconciles the
+/// Waits until memory.min of the pod's container equals the request. The plugin reconciles the
 /// containers that already ran. This work begins only after the plugin has become ready.
 fn protected(node: &Node, pod: &Pod) -> Result<()> {
     let expected = [Expected::new(&pod.container("app")?.cgroup, "memory.min", 32 * MIB)];
@@ -224,8 +224,8 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
     let (mut kubelet, pod) = prepare(node, driver)?;
     let (before, values_before) = (traces(node)?, values(node, &pod)?);
     // A runtime does not remove its socket when NRI is switched off, so `prepare` has removed the
-    // socket. After `uninstall` the node may have such a socket too. The socket is harmless and the
-    // plugin has not made it, so `traces` does not list the socket.
+    // socket. After `uninstall` the node may have this socket again. The socket is harmless and is
+    // not made by the plugin, so `traces` does not list it.
     let switched_off = switched_off(node.runtime());
     let is_on = node.try_run("test -S /run/nri/nri.sock")?.status.success();
     assert_eq!(is_on, switched_off.is_none(), "whether NRI is enabled");

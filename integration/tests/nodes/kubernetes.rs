@@ -21,7 +21,7 @@ const OWN_REQUEST: u64 = 32 * MIB;
 const BURSTABLE: &str = "kubepods.slice/kubepods-burstable.slice";
 
 /// Timeout for steps that the kubelet does within seconds or with its next retry. On a busy
-/// machine, such a step takes minutes.
+/// machine, these steps take minutes.
 const PATIENCE: &str = "--timeout=300s";
 
 /// Creates the pods of a file in `manifests/` and waits until these pods are ready.
@@ -448,7 +448,7 @@ mod more {
                 }
                 cluster.node().run(&(script + "wait")).unwrap();
 
-                // The kernel OOM-kills the container of c, d or e. The kubelet restarts the
+                // The kernel OOM-kills the container of pod c, d or e. The kubelet restarts the
                 // container and evicts no pod. The node as a whole is never out of memory.
                 let last = "jsonpath={.metadata.name} {.status.containerStatuses[0].lastState.terminated.reason}{\"\\n\"}";
                 let killed =

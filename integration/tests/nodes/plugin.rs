@@ -1,5 +1,5 @@
-//! Tests of the plugin's main job on real nodes: the kernel and crictl must show the values for the
-//! requests and limits.
+//! Tests of the plugin's main job on real nodes: the kernel and crictl must show the values that
+//! follow from requests and limits.
 //!
 //! The control group in `control.rs` shows the values of a container without the plugin.
 
@@ -56,8 +56,8 @@ fn app() -> ContainerSpec {
     ContainerSpec::new("app")
 }
 
-/// Returns the placement of the plugin: whether systemd or the runtime has started the plugin. A
-/// test case does not get this information otherwise.
+/// Returns the placement of the plugin: whether systemd or the runtime has started the plugin. No
+/// parameter of a test case contains this information.
 fn mode(node: &Node) -> Result<Mode> {
     let external = node.try_run("systemctl --quiet is-active plimsoll")?.status.success();
     Ok(if external { Mode::External } else { Mode::Launched })
@@ -151,8 +151,8 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
         "annotation"
     );
 
-    // The plugin can derive the request from the OOM score only to within 1/1000 of the node's
-    // memory. The plugin uses the lowest possible request.
+    // A request that the plugin derives from the OOM score is accurate only to 1/1000 of the node's
+    // memory. The plugin uses the lowest of the possible requests.
     let pod = kubelet.run_pod(spec("scored"))?;
     let score = kubelet.oom_score_adj(pod.spec.qos(), &pod.spec.containers[0]);
     let lowest = ((1000 - score).unsigned_abs() * kubelet.capacity()).div_ceil(1000);

@@ -3,7 +3,7 @@
 //!
 //! The control group in `control.rs` shows that the same setups end differently without the plugin.
 //! Each printed time is measured by the node's clock, from the end of an action to the last moment
-//! at which a file was wrong.
+//! at which a file had a wrong value.
 
 use std::path::Path;
 use std::time::Duration;
@@ -47,7 +47,7 @@ const TIERED: &str = "memoryReservationPolicy: TieredReservation\n";
 /// `memoryMinHeadroom`.
 const HEADROOM: u64 = 2 * MIB;
 /// Promised maximum time until values are right after an event or after another program's write.
-/// The time that the runtime needs for the event does not count.
+/// This maximum excludes the time that the runtime needs for the event.
 const SOON: Duration = Duration::from_secs(1);
 /// Number of checks that a shell on the node completes in [`SOON`] if no other program uses the
 /// machine: see [`Settled`].
@@ -189,7 +189,7 @@ fn every_ancestor_carries_the_sum_of_what_lives_below_it(
     ])?;
     check(&kubelet, "pods of every class", Policy::Hard, &pods)?;
 
-    // The request of a container counts only while the container runs.
+    // The plugin counts a container's request only while the container runs.
     let mut for_a_while = pods[1].clone();
     let init = ContainerSpec::new("init").request(24 * MIB);
     kubelet.run_container(&mut for_a_while, &init)?;
@@ -224,7 +224,7 @@ fn every_ancestor_carries_the_sum_of_what_lives_below_it(
     node.write_file(CONFIG, config(), 0o644)?;
     reached(node, &format!("{driver}: hard again"), "", &expected(&kubelet, Policy::Hard, &pods))?;
 
-    // A pod may have a softer policy than the node.
+    // A pod may have a less strict policy than the node, here `tiered`.
     let soft = kubelet.run_pod(
         PodSpec::new("soft")
             .annotation("reservation.plimsoll.nri.io/pod", "tiered")
@@ -270,7 +270,7 @@ fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Re
         cgroup::memory(node, &[kubelet.top_cgroup(), &class, &pods[1].cgroup, &pods[2].cgroup])?;
     let [top, class, of_first, of_second] = levels[..] else { unreachable!("four were asked for") };
     // The plugin may round each value down by a page. Both Burstable pods share the remaining
-    // memory 2 to 1, like their requests.
+    // memory in proportion to their requests, 2 to 1.
     let near = |value: u64, wanted: u64| value <= wanted && wanted - value <= 4 * 4096;
     let rest = allocatable - 256 * MIB;
     assert!(near(top.min, allocatable), "{top:?} of {allocatable}");
@@ -370,8 +370,8 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
             "memory.low of the container",
             format!("echo 1M > {}", file(&container.cgroup, "memory.low")),
         ),
-        // crun runs processes in a child cgroup of the scope. The lower memory.high of both cgroups
-        // counts.
+        // crun runs processes in a child cgroup of the scope. The kernel applies the lower
+        // memory.high of the two cgroups.
         (
             "memory.high of the container",
             format!(
@@ -413,7 +413,7 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
         assert!(repaired, "a message must report the repair of {cgroup}: {said:#?}");
     }
 
-    // A kubelet with its own MemoryQoS writes every minute, so the plugin reports such a kubelet.
+    // The plugin reports a kubelet whose own MemoryQoS writes values every minute.
     kubelet.enable_memory_qos()?;
     placement::wait_for_journal(node, "plimsoll", "MemoryQoS", "systemctl restart plimsoll")?;
     settled(node, &format!("{driver}: the kubelet's MemoryQoS"), &kubelet.qos_update(), &files)
@@ -492,7 +492,7 @@ fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Dri
     }
     let repaired = repairs()?;
     assert!((1..=10).contains(&repaired), "repaired {repaired} times");
-    // The writer continues. The plugin no longer reacts and sleeps, so the conflict costs no
+    // The writer continues. The plugin sleeps and ignores the writer, so the conflict costs no
     // processor time.
     let woken = node.run(
         "woken() { awk '/^voluntary_ctxt_switches/ { sum += $2 } END { print sum }' /proc/$1/task/*/status; }
@@ -765,8 +765,8 @@ fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(
         "the kernel must not reclaim the system's page cache: {balloon:?}"
     );
 
-    // The node guard's values stay in force after systemd writes its values and after a restarted
-    // kubelet writes its values.
+    // The node guard's values must be set again soon after systemd or a restarted kubelet writes
+    // its own values.
     for (what, script) in [
         ("daemon-reload", "systemctl daemon-reload".to_owned()),
         ("the kubelet's update", kubelet.qos_update()),

@@ -34,7 +34,7 @@ mod crio_1_36 {
     ]);
 }
 
-/// Time stamp of the packed files, in seconds since 1970. No real build has this time.
+/// Time stamp of the packed files, in seconds since 1970. Real builds never have this timestamp.
 const EPOCH: u64 = 1_700_000_000;
 
 /// Maximum size of the image archive in bytes, so that a node pulls the image quickly.

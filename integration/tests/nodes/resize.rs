@@ -321,7 +321,7 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(
     placement::configure(node, &rescue)?;
     let app = ContainerSpec::new("app").request(32 * MIB).limit(60 * MIB);
     let mut pod = kubelet.run_pod(PodSpec::new("looping").container(app.clone()))?;
-    // Limits in MiB of the successive containers with this name, and whether 70 MiB fit.
+    // The limits in MiB of successive containers `app`, and whether 70 MiB fit into each limit.
     for (limit, fits) in [(60, false), (60, false), (80, true)] {
         let memory = stories::memory(node, &pod)?;
         assert_eq!(memory[1].max, limit * MIB);
@@ -402,8 +402,8 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(
             (limits[index], is_stored[index]) = ((20 + random.below(40)) * MIB, true);
             let _ = writeln!(script, "cri update {} {}", ids[index], limits[index]);
         }
-        // In every second part, kill the plugin in the middle of the updates. systemd then restarts
-        // the plugin. In the other parts, restart the runtime after the updates.
+        // If `part` is even, kill the plugin in the middle of the updates. systemd then restarts
+        // the plugin. If `part` is odd, restart the runtime after the updates.
         if part % 2 == 0 {
             let middle = script.len() / 2;
             let line = middle + script[middle..].find('\n').unwrap_or_default() + 1;

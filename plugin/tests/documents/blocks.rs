@@ -66,7 +66,7 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Returns whether the block begins with a command and has no output of another format.
+    /// Returns whether the block contains commands and not only the output of a command.
     pub(crate) fn has_commands(&self) -> bool {
         self.info.starts_with("sh") || self.info.starts_with("console")
     }

@@ -7,7 +7,7 @@ use crate::blocks::{self, Block, Document, Kind};
 use crate::repository;
 use crate::sandbox::Sandbox;
 
-/// The directories of the repository with files that commands in documents name.
+/// The repository directories from which commands in documents may use files.
 const DIRECTORIES: [&str; 4] = ["deploy/", "docs/", "hack/", "integration/"];
 
 /// The names of packages and their directories.
@@ -29,8 +29,8 @@ fn simple_commands(line: &str) -> Vec<Vec<String>> {
     commands.collect()
 }
 
-/// Returns descriptions of the files, commands, options and tests that a command names but that do
-/// not exist.
+/// Returns the files, subcommands, options and tests that a documented command mentions although
+/// they do not exist.
 fn missing(words: &[String], help: &mut impl FnMut(&str) -> Option<String>) -> Vec<String> {
     let mut missing = Vec::new();
     let Some((program, arguments)) = words.split_first() else {
@@ -46,7 +46,7 @@ fn missing(words: &[String], help: &mut impl FnMut(&str) -> Option<String>) -> V
     if program == "plimsoll" || program.ends_with("/plimsoll") {
         let subcommand: Vec<&str> =
             arguments.iter().map(String::as_str).take_while(|word| is_subcommand(word)).collect();
-        // An argument such as the name of a shell looks like a subcommand.
+        // An argument such as a shell's name looks like a subcommand, so try all prefixes.
         let texts = (1..=subcommand.len()).filter_map(|end| help(&subcommand[..end].join(" ")));
         let Some(text) = texts.last() else {
             missing.push(format!("the command plimsoll {}", subcommand.join(" ")));
@@ -89,7 +89,7 @@ fn is_subcommand(word: &str) -> bool {
         && word.chars().all(|letter| letter.is_ascii_lowercase() || letter == '-')
 }
 
-/// Returns the faults in the commands of blocks that no test runs.
+/// Returns the mistakes in the commands of blocks that no test runs.
 fn faults(document: &Document) -> Vec<String> {
     let sandbox = Sandbox::new(document);
     let mut known = BTreeMap::<String, Option<String>>::new();

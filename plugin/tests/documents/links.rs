@@ -21,7 +21,7 @@ impl Document {
     fn read(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap();
         let mut document = Self::default();
-        // Text and destination of the link that has not ended yet, and the words of the latest
+        // Text and destination of the link that the loop is inside, and the words of the latest
         // heading.
         let (mut link, mut words) = (None, String::new());
         for event in Parser::new_ext(&text, Options::ENABLE_TABLES) {

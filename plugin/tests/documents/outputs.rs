@@ -1,5 +1,5 @@
-//! Outputs of nodes in the documents. `hack/outputs` writes these outputs, so no person pastes
-//! them.
+//! Outputs of commands on nodes, as the documents show them. `hack/outputs` writes these outputs,
+//! so nobody has to paste them.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Tests of the files that repeat the table of the configuration's fields. The files are the
+//! Tests of the files that are generated from the table of configuration fields. The files are the
 //! default configuration, the schema of the Helm chart, and docs/configuration.md.
 //!
 //! `PLIMSOLL_REGENERATE=1 cargo test -p plimsoll --test program configuration::` writes these

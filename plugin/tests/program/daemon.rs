@@ -1,5 +1,5 @@
-//! Tests of the program with the runtime's side of the protocol, on a temporary directory tree in
-//! place of a node.
+//! Tests that run the program on a temporary directory tree. The tests play the role of the
+//! runtime.
 
 use std::collections::HashMap;
 use std::fs;
@@ -43,8 +43,8 @@ async fn a_container_that_was_created_while_the_plugin_was_not_there_gets_its_va
     let updates = runtime.serve_update(&[&pod]).await;
     assert_eq!(updates[&pod.container.id]["memory.min"], (32 * MIB).to_string());
     runtime.holds(&pod.cgroup(), "memory.min", 32 * MIB).await;
-    // Only the unified map of the runtime's client contains this request, so the plugin uses the
-    // map.
+    // Only the unified map that the runtime's client sends contains this request, so the plugin
+    // uses it.
     let mut pod = Pod::new("burstable", "told", 64 * MIB);
     pod.linux().resources.as_mut().unwrap().unified = unified(&[("memory.min", 48 * MIB)]);
     runtime.make_cgroup(&pod);
@@ -311,7 +311,7 @@ async fn what_the_kubelet_itself_sends_tells_the_request_and_is_overruled_once_t
     runtime.started(&pod).await;
     // Without a throttling factor, the plugin does not manage memory.high.
     assert_eq!(runtime.serve_update(&[&pod]).await["id-b"], unified(&[("memory.min", 0)]));
-    // An update may carry a new memory.min from the kubelet.
+    // An update may contain a new memory.min from the kubelet.
     let mut resources = memory_limit(300 * MIB);
     resources.unified = unified(&[("memory.min", 150 * MIB)]);
     assert_eq!(runtime.update(&pod, resources).await["memory.low"], (150 * MIB).to_string());
@@ -447,8 +447,8 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
     let huge = good.replacen('{', &format!(r#"{{"padding":"{}","#, "x".repeat(10 << 20)), 1);
     node.replace("host/var/lib/kubelet/actuated_pods_state", &huge);
     // If the plugin has not read the file in time, it answers the create event without the values
-    // that need the file. The plugin then sets these values after the start. The pod author's
-    // annotation does not count, because the checkpoint has an entry for the container.
+    // that depend on the file. The plugin then sets these values after the start. The plugin
+    // ignores the pod author's annotation, because the checkpoint has an entry for the container.
     let created = runtime.create(&pod).await;
     runtime.make_cgroup(&pod);
     runtime.apply(&pod, &created);
@@ -485,8 +485,8 @@ async fn an_annotation_claims_no_more_than_the_oom_score_allows() {
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
-    // oom_score_adj is 990, so the request is below 11 thousandths of 8 GiB. The plugin's maximum
-    // is one thousandth higher, because the kubelet may have read another MemTotal.
+    // oom_score_adj is 990, so the request is below 11 thousandths of 8 GiB. The plugin adds one
+    // thousandth to this maximum, because the kubelet may have read another MemTotal.
     let greedy = Pod::new("burstable", "b", 0)
         .scored(82 * MIB)
         .annotate("memory-request.plimsoll.nri.io", "3Gi");
@@ -535,8 +535,8 @@ async fn a_changed_configuration_takes_effect_without_a_restart() {
     std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
     drop(file);
 
-    // The test overwrites the file in place with two mistakes. The previous configuration stays in
-    // force.
+    // The test overwrites the file in place with two mistakes. The plugin keeps the previous
+    // configuration.
     node.write("plimsoll.yaml", "memoryThrottlingFactor: 2\nmemoryReservationPolcy: None\n");
     let first = daemon.says("plimsoll.yaml:1: memoryThrottlingFactor").await;
     assert!(first.contains("found the number 2"), "{first}");
@@ -595,7 +595,7 @@ async fn hangup_reloads_what_no_watch_sees() {
 async fn signals_that_reload_others_end_nothing() {
     let node = Node::new();
     let mut daemon = node.start();
-    // The plugin also survives the signals while it waits for an answer of the runtime.
+    // The plugin also survives the signals while it waits for an answer from the runtime.
     let trunk = node.trunk().await;
     daemon.signal(Signal::HUP);
     daemon.signal(Signal::USR1);
@@ -704,8 +704,8 @@ async fn a_configuration_directory_that_appears_is_watched() {
     for (config, expected) in [(TIGHT, 2048), ("nodeAllocatable: 4Gi\nlogLevel: debug\n", 3686)] {
         fs::remove_dir_all(node.path("etc")).unwrap();
         daemon.says("was removed; the previous configuration stays in force").await;
-        // The directories appear one after the other in the first round, and all at once in the
-        // second.
+        // The directories appear one by one in the first round, and all at once in the second
+        // round.
         if expected == 2048 {
             fs::create_dir(node.path("etc")).unwrap();
             sleep(Duration::from_millis(300)).await;
@@ -831,7 +831,7 @@ async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket
     let pod = Pod::new("besteffort", "e", 0);
     runtime.make_cgroup(&pod);
     runtime.synchronize(&[&pod]).await;
-    // The plugin keeps the configuration from its launch.
+    // The plugin keeps the configuration that it received at its launch.
     let mut runtime = runtime;
     assert_eq!(
         runtime.serve_update(&[&pod]).await["id-e"],

@@ -77,8 +77,8 @@ async fn metrics(of_containers: bool) -> String {
     node.metrics().await
 }
 
-/// Returns the series of an exposition. Each sample starts with a series in the syntax of a PromQL
-/// selector.
+/// Returns the series in the text of a metrics endpoint. Each sample starts with a series in the
+/// syntax of a PromQL selector.
 fn series(exposition: &str) -> Vec<Series> {
     let samples = exposition.lines().filter(|line| !line.starts_with('#'));
     let parsed = samples.map(|line| {

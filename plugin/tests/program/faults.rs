@@ -105,8 +105,8 @@ async fn run_pods(node: &Node, runtime: &Runtime, alive: &mut Vec<Asking>) {
     }
 }
 
-/// Raises the values of every cgroup above containers, and lowers these values again. `alive`
-/// always contains the pods that exist at the moment.
+/// Starts, resizes and ends pods, so that the plugin raises and lowers values of ancestor cgroups.
+/// `alive` always contains the pods that exist at the moment.
 async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Asking>) {
     run_pods(node, runtime, alive).await;
     for (index, request) in [(0, 150), (1, 20)] {
@@ -122,8 +122,7 @@ async fn raise_and_lower(node: &Node, runtime: &mut Runtime, alive: &mut Vec<Ask
     runtime.end(&pod).await;
 }
 
-/// Returns the files of cgroups above containers whose value is not the sum of the requests of the
-/// pods below.
+/// Returns the files of ancestor cgroups whose value differs from the sum of their pods' requests.
 fn wrong(root: &Path, alive: &[Asking]) -> Vec<PathBuf> {
     let sum = |level: &str| {
         alive
@@ -184,9 +183,9 @@ fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
 }
 
 /// Completes the plugin's last write, which the kill interrupted. In cgroupfs a file keeps its
-/// value if a write does not complete. In this test, the plugin has truncated a regular file
-/// instead. A write to the file with the original values may be partial, so this file gets only a
-/// part of a line.
+/// value if a write does not complete. In this test, the file is regular, so the write has already
+/// truncated it. A write to the file with the original values may be partial, so this file gets
+/// only a part of a line.
 fn finish_last_write(node: &Node) {
     let log = fs::read_to_string(node.path("strace")).unwrap();
     // 71 write(9</sys/fs/cgroup/kubepods/memory.min>, "4096", 4) = 4
@@ -276,7 +275,7 @@ async fn killed_at_any_write_the_plugin_loses_no_protection_finds_the_sums_and_g
 }
 
 /// Restores a file's content after each of `failures` failed writes. In cgroupfs a file keeps its
-/// value when a write fails. In this test, the plugin has truncated a regular file instead.
+/// value when a write fails. In this test, the write truncates a regular file.
 fn keep(file: &Path, failures: usize) {
     let held = held(file);
     let mut inotify = Inotify::init().unwrap();
@@ -293,8 +292,7 @@ fn keep(file: &Path, failures: usize) {
     });
 }
 
-/// Number of threads that write to ancestor cgroups: the threads of the events and of the reconcile
-/// task.
+/// Number of threads that write to ancestor cgroups: one for events and one for the reconcile task.
 const WRITERS: usize = 2;
 
 /// Starts pods while a system call fails for a file of an ancestor cgroup. The first `failures`

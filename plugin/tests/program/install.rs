@@ -34,7 +34,7 @@ struct Node {
     nri: Option<UnixListener>,
     /// The index of the call that fails, and whether the call takes effect before it fails.
     fails: Option<(usize, bool)>,
-    /// The index of the call before which the user interrupts.
+    /// The index of the call before which the user interrupts the program.
     interrupted: Option<usize>,
     /// Whether `plimsoll restore` succeeds.
     restores: bool,
@@ -583,8 +583,8 @@ fn each_step_may_fail(prepare: impl Fn() -> Node, plan_of: impl Fn(&Node) -> Pla
         for is_done in [false, true] {
             let mut node = prepare();
             let plan = plan_of(&node);
-            // Only a command can fail after its effect. A failed action on files undoes its own
-            // changes.
+            // Only a command can fail after it has taken effect. A failed action on files undoes
+            // its own changes.
             if is_done && !matches!(plan.steps[at].action, Action::Systemctl(_)) {
                 continue;
             }
@@ -714,7 +714,7 @@ fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
         let plan = node.facts("").plan_removal().unwrap();
         node.execute(&plan).unwrap();
     }
-    // A program that is replaced in place would not find its configuration in this directory.
+    // If only the program were replaced, it would not find its configuration in this directory.
     let mut node = Node::new(&format!("{ON}plugin_config_path = '/etc/plugins'\n"));
     node.install("old", InstallMode::Launched);
     let steps = node.plan("new", InstallMode::Launched).to_string();
@@ -743,7 +743,7 @@ fn where_not_all_was_given_back_what_tells_of_it_is_kept() {
     let plan = node.plan("new", InstallMode::External);
     let last = plan.steps.len() - 1;
     assert!(matches!(plan.steps[last].action, Action::Systemctl(_)));
-    // The last step fails, and the restore in its undo also fails.
+    // The last step fails, and `plimsoll restore` during the undo also fails.
     node.fails = Some((last, true));
     node.restores = false;
     let failed = node.execute(&plan).unwrap_err().to_string();
@@ -839,7 +839,7 @@ fn what_came_with_a_package_is_used_and_stays() {
         "usr/lib/systemd/system/plimsoll.service",
         "[Service]\nExecStart=/usr/bin/plimsoll run\n",
     );
-    // `systemctl edit --full` creates such a copy of the package's unit.
+    // `systemctl edit --full` creates this copy of the package's unit.
     let edited = "[Service]\nExecStart=/usr/bin/plimsoll run --log-format json\n";
     let own = "etc/systemd/system/plimsoll.service.d/override.conf";
     node.put(UNIT, edited);
@@ -1134,8 +1134,8 @@ fn without_a_word_of_consent_nothing_is_changed() {
 #[test]
 fn an_undo_goes_on_after_its_terminal_is_gone() {
     let node = able();
-    // Every call first prints to standard error, and counts only if it can print. The first restart
-    // of the runtime hangs until the user interrupts the program.
+    // Each call of this `systemctl` fails without an effect if it cannot print to standard error.
+    // The first restart of the runtime hangs until the user interrupts the program.
     let script = "#!/bin/sh\necho note >&2 || exit 1\necho \"$*\" >>$0.called\n\
                   test \"$*\" != 'restart containerd' || test -e $0.again || \
                   { touch $0.again; exec sleep 60; }\n";

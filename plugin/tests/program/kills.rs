@@ -245,7 +245,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
         (200 * MIB).to_string(),
         "the plugin raises the pod's limit first"
     );
-    // The limit stays raised over restarts of the container and of the plugin.
+    // The limit stays raised when the container and the plugin restart.
     assert_eq!(
         again(&runtime, &mut pod, 100 * MIB).await.as_ref().map(limits),
         Some((200 * MIB, 200 * MIB))
@@ -324,8 +324,8 @@ async fn observing_shows_a_raised_limit_as_rescued() {
     count_up(&runtime, &pod, 3, 0);
     assert_eq!(asked(&mut runtime, &pod).await, 200 * MIB);
     runtime.serve_update(&[&pod]).await;
-    // After a restart, the plugin does not know the kill. Otherwise the kill would determine the
-    // container's state.
+    // Restart the plugin, so that it forgets the kill. A known kill would determine the container's
+    // state.
     drop(runtime);
     daemon.kill().await;
     node.replace("plimsoll.yaml", &format!("{RESCUE}mode: observe\n"));
@@ -346,7 +346,7 @@ async fn a_kill_counts_also_if_the_end_of_the_container_is_told_of_before_it_is_
     run(&runtime, &pod, 100 * MIB).await;
     daemon.signal(rustix::process::Signal::STOP);
     let (end, goes_on) = (runtime.stop(&pod), async {
-        // The plugin finds the kill and the reported end together when it continues.
+        // When the plugin continues, it finds both the kill and the end that the runtime reported.
         count_up(&runtime, &pod, 3, 0);
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         daemon.signal(rustix::process::Signal::CONT);
@@ -404,8 +404,8 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
     dies_unseen(&daemon, &runtime, &pod, 1, 1);
     daemon.says("raised the limit of a container").await;
     let memory = again(&runtime, &mut pod, 100 * MIB).await.unwrap();
-    // The raise is a tenth of the free 500 MiB. The container's own request also counts while the
-    // container is down.
+    // The plugin raises the limit by a tenth of the free 500 MiB. The container's own request also
+    // counts while the container is down.
     assert_eq!(memory.limit.value, 150 * MIB);
     // Memory of one raise is not available for the next raise, so 450 MiB are free.
     let mut other = other;
@@ -443,7 +443,7 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
     count_up(&runtime, &pod, 1, 0);
     counts(&node, "b", 1).await;
     // The plugin cannot read the pod's `memory.events`. During this time, only the container's file
-    // shows a kill. This kill must count once the plugin can read the pod's file.
+    // shows a kill. The plugin must count this kill once it can read the pod's file.
     let events = runtime.cgroup(&pod).parent().unwrap().join("memory.events");
     let away = events.with_extension("away");
     fs::rename(&events, &away).unwrap();
@@ -455,8 +455,8 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
     fs::rename(&away, &events).unwrap();
     count(&runtime, &pod.cgroup(), 2, 0);
     counts(&node, "b", 2).await;
-    // The test replaces the pod's file before the next container starts. A later kill must still
-    // count.
+    // The test replaces the pod's file before the next container starts. The plugin must still
+    // count a later kill.
     fs::remove_file(&events).unwrap();
     count(&runtime, &pod.cgroup(), 2, 0);
     assert_eq!(again(&runtime, &mut pod, 100 * MIB).await, None);
@@ -476,7 +476,7 @@ async fn who_is_killed_for_the_nodes_sake_does_not_get_more_for_it() {
     let line = daemon.says("the kernel OOM-killed processes of the container").await;
     assert!(line.contains("by=\"the node or kubepods") && line.contains("kills=0"), "{line}");
     assert!(history(&node, "b").is_null());
-    // A kill by the container's own limit counts.
+    // The plugin counts a kill by the container's own limit.
     count_by(&runtime, &container(&pod), 1, 4, 0);
     count_by(&runtime, &pod.cgroup(), 1, 4, 0);
     daemon.says("raised the limit of a container").await;

@@ -60,8 +60,8 @@ const OF_HELM: [&str; 4] = [
     "helm.sh/chart",
 ];
 
-/// Chart values that are off by default. Some of these values need definitions that not every
-/// cluster has.
+/// Chart values that are off by default. Some of these values need resource definitions that not
+/// every cluster has.
 const ALL: [&str; 3] =
     ["podMonitor.enabled=true", "prometheusRule.enabled=true", "dashboard.enabled=true"];
 
@@ -224,7 +224,7 @@ async fn apply(client: &Client, object: &Value) -> Result<DynamicObject, kube::E
         text(object, "/apiVersion").split_once('/').unwrap_or(("", text(object, "/apiVersion")));
     let kind = GroupVersionKind::gvk(group, version, text(object, "/kind"));
     let looked_up = async {
-        // The API server may not list a new kind at once.
+        // The API server may list a new kind only after a delay.
         loop {
             match pinned_kind(client, &kind).await {
                 Ok(found) => return found,
@@ -387,7 +387,7 @@ fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
             !status.success() && stderr.contains(complaint) && stderr.contains("schema"),
             "{value}: {stderr}"
         );
-        // The plugin must refuse each of these values too. Skip numbers: Helm changes the form of
+        // The plugin must refuse each of these values too. Skip numbers: Helm changes the format of
         // large numbers, so the schema refuses numbers that the plugin would accept.
         if let Some((field, value)) =
             value.strip_prefix("config.").and_then(|field| field.split_once('='))

@@ -81,8 +81,8 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
         assert!(of(&line, &["message"])[0].is_string(), "{line}");
     }
 
-    // A fatal error is also JSON. All mistakes in the configuration are one message, although the
-    // text format uses several lines.
+    // A fatal error is also logged as JSON. One message contains all mistakes in the configuration,
+    // although the text format uses several lines.
     node.replace("plimsoll.yaml", "memoryThrottlingFactor: 2\nlogLevel: loud\n");
     let mut daemon =
         node.start_with(&["--config", config.to_str().unwrap(), "--log-format", "json"]);
@@ -109,7 +109,7 @@ async fn a_fatal_error_has_the_format_of_the_log() {
 const NOWHERE: &str = "exec 2>/dev/null";
 
 /// Shell command that makes standard error look like a stream to the journal. systemd starts
-/// services with such a stream.
+/// services with a stream of this kind.
 const TO_JOURNAL: &str = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)";
 
 /// Shell command that connects standard error to a pipe that no process reads.
@@ -209,8 +209,8 @@ async fn who_does_not_read_messages_holds_up_neither_answers_nor_the_end() {
         let runtime = node.accept().await;
         runtime.synchronize(&[]).await;
         let pod = run(&node, &runtime).await;
-        // Each refusal logs a different message. The kernel queues only a few messages per socket,
-        // and 64 KiB per pipe.
+        // The plugin logs a different message for each refusal. The kernel queues only a few
+        // messages per socket, and 64 KiB per pipe.
         let socket = fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap();
         let messages = (2 * socket.trim().parse::<i64>().unwrap()).clamp(600, 1200);
         for message in 0..messages {

@@ -1,5 +1,5 @@
-//! Tests of `mode: observe`, of the configuration's switches and of the brake. In these states the
-//! plugin only reports its planned actions.
+//! Tests of the states in which the plugin only reports its planned actions: `mode: observe`,
+//! actions that the configuration switches off, and the brake.
 
 use std::collections::HashMap;
 use std::fs;
@@ -118,7 +118,7 @@ fn cgroup(pod: &Pod) -> String {
     format!("{}/{}", pod.cgroup(), pod.container.id)
 }
 
-/// Returns the content of `memory.events` with these counts. The length is always the same.
+/// Returns the content of `memory.events` with these counts. The text always has the same length.
 fn events(high: u32, max: u32, oom: u32, kills: u32) -> String {
     format!(
         "low 0\nhigh {high:04}\nmax {max}\noom {oom:04}\noom_kill {kills:04}\noom_group_kill 0000"
@@ -132,7 +132,7 @@ fn set_events(runtime: &Runtime, pod: &Pod, text: &str) {
     }
 }
 
-/// Sets the kill count of a pod and its container. Their own limits have caused the kills.
+/// Sets the kill count of a pod and its container, as if their own limits had caused the kills.
 fn kills(runtime: &Runtime, pod: &Pod, count: u32) {
     set_events(runtime, pod, &events(0, 7, count, count));
 }
@@ -143,7 +143,7 @@ fn kills_by_limit_of_all(runtime: &Runtime, pod: &Pod, count: u32) {
     node_kills(runtime, pod, count);
 }
 
-/// Sets the kill count of a pod and its container. Their own limits have not caused the kills.
+/// Sets the kill count of a pod and its container, as if neither limit had caused the kills.
 fn node_kills(runtime: &Runtime, pod: &Pod, count: u32) {
     set_events(runtime, pod, &events(0, 7, 0, count));
 }
@@ -229,7 +229,7 @@ async fn everything(
     adjusted
 }
 
-/// Handling of the requests that the plugin sends on its own initiative.
+/// Handles the requests that the plugin sends without an event from the runtime.
 trait Asks {
     /// Grants the plugin's requests within this time, and adds the number of requested updates to
     /// `asked`.
@@ -574,7 +574,7 @@ async fn too_many_repairs_apply_the_brake() {
     );
     assert!(node.metrics().await.contains("plimsoll_brake_applied 1"));
 
-    // The next process of the plugin keeps the brake applied.
+    // The brake is still applied when the plugin has restarted.
     drop((daemon, runtime));
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -713,8 +713,8 @@ async fn the_brake_stays_applied_without_its_record() {
     daemon.says("configuration changed").await;
     assert_eq!(status_json(&node).await["node"]["brake"], "2 repairs within 10m");
     assert!(!node.path("host/run/plimsoll/brake").exists());
-    // The plugin stores the brake's record as soon as it can, so that an operator can reset the
-    // brake.
+    // The plugin stores the brake in a file as soon as it can, because `reset-brake` needs this
+    // file.
     fs::remove_dir(&obstacle).unwrap();
     node.replace("plimsoll.yaml", ONE_REPAIR);
     daemon.says("configuration changed").await;
@@ -737,8 +737,8 @@ async fn a_brake_that_was_reset_is_applied_again() {
     // Wait until the plugin has verified the values, because the plugin may send another request
     // until then.
     daemon.says("verified").await;
-    // The operator resets the brake while `plimsoll restore` is in force. The plugin is stopped, so
-    // that the plugin sees both removed files as one change.
+    // The operator resets the brake while `plimsoll restore` still prevents the plugin from setting
+    // values. The plugin is stopped, so that the plugin sees both removed files as one change.
     let [restored, brake] =
         ["restored", "brake"].map(|mark| node.path("host/run/plimsoll").join(mark));
     fs::write(&restored, "").unwrap();
@@ -783,7 +783,7 @@ async fn too_many_conflicts_apply_the_brake() {
 
 const ONE_KILL: &str = "nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\nnodeGuard: 1Gi\nbrake: {kills: 1}\n";
 
-/// Runs a pod in which the limit of kubepods has killed one process.
+/// Runs a pod in which the kernel has killed one process because of the limit of kubepods.
 async fn run_with_a_kill(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
     let pod = run_counted(daemon, runtime).await;
     kills_by_limit_of_all(runtime, &pod, 1);

@@ -878,8 +878,8 @@ async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
     let inside = burstable(&node, "c", 100 * MIB);
     run(&runtime, &mut daemon, &inside).await;
     daemon.kill().await;
-    // One container's cgroup is outside kubepods. A cgroup lies there if the runtime uses another
-    // cgroup driver than the kubelet.
+    // One container's cgroup is outside kubepods. A cgroup is outside kubepods if the runtime uses
+    // another cgroup driver than the kubelet.
     let [from, to] = [format!("{}/id-b", outside.cgroup()), "elsewhere".to_owned()]
         .map(|path| runtime.path(&path));
     fs::rename(&from, &to).unwrap();
@@ -1165,8 +1165,8 @@ async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
     runtime.holds("system.slice", "memory.min", 0).await;
     nothing_is_kept_from_pods(&node).await;
 
-    // The kubelet has set a limit below the node guard's limit. The plugin leaves this limit, with
-    // or without nodeGuard.
+    // The kubelet has set a limit below the node guard's limit. The plugin does not change this
+    // limit, with or without nodeGuard.
     node.replace("plimsoll.yaml", &format!("{config}nodeGuard: 5Gi\n"));
     runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
     runtime.set_file(KUBEPODS, "memory.max", &(2000 * MIB).to_string());
@@ -1234,7 +1234,7 @@ async fn a_line_for_pods_that_does_not_stay_is_reported_and_left() {
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5Gi\n");
     // The loop has no fixed number of rounds, because the plugin does not count every write as a
     // conflict. The plugin may find another program's write when it reads back the value that it
-    // has written. A write that the plugin finds this way does not count.
+    // has written. The plugin does not count a write that it finds in this check.
     let fight = async {
         loop {
             runtime.holds(KUBEPODS, "memory.max", 3072 * MIB).await;
@@ -1288,7 +1288,7 @@ async fn a_line_that_is_raised_needs_no_room() {
     pods_use(&runtime, 3072 * MIB, 0);
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 5000Mi\n");
     runtime.holds(KUBEPODS, "memory.max", 3192 * MIB).await;
-    // The plugin cannot set a lower limit yet, so the node guard's old limit stays in force.
+    // The plugin cannot set a lower limit yet, so the node guard keeps its old limit.
     node.replace("plimsoll.yaml", "nodeAllocatable: 4Gi\nnodeGuard: 6Gi\n");
     daemon.says("the plugin sets the limit when pods use less").await;
     assert_eq!(runtime.file(KUBEPODS, "memory.max"), (3192 * MIB).to_string());

@@ -132,8 +132,8 @@ async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_
     assert_eq!(runtime.file(&unknown.cgroup(), "memory.max"), (100 * MIB).to_string());
 }
 
-/// Starts a pod whose limit is proven to be the sum of its containers' limits. The plugin has
-/// raised the limit from 100 MiB to this sum, 200 MiB.
+/// Starts a pod whose limit, as the plugin can prove, is the sum of its containers' limits. The
+/// plugin has raised the limit from 100 MiB to this sum, 200 MiB.
 async fn raised(config: &str) -> (Node, Daemon, Runtime, Pod) {
     let node = Node::new();
     node.replace("plimsoll.yaml", config);
@@ -502,7 +502,7 @@ async fn a_cut_that_the_runtime_does_not_make_leaves_memory_high_as_it_should_be
 #[tokio::test]
 async fn a_plugin_killed_during_a_decrease_restores_memory_high() {
     let (node, mut daemon, runtime) = start().await;
-    // No source names the container's request, so the plugin leaves memory.high alone.
+    // No source contains the container's request, so the plugin leaves memory.high alone.
     node.write("host/var/lib/kubelet/actuated_pods_state", "torn");
     let mut pod = Pod::new("burstable", "b", 250 * MIB);
     pod.linux().oom_score_adj = None.into();
@@ -891,7 +891,7 @@ async fn a_debug_container_does_not_block_a_raise() {
     assert_eq!(runtime.file(&pod.cgroup(), "memory.max"), (200 * MIB).to_string());
 }
 
-/// The plugin has a different proof for each raised pod. For the first pod, the limits in the
+/// The plugin has a different proof for each of two pods. For the first pod, the limits in the
 /// checkpoints added up to the pod's current limit. This proof is still valid after a reconnection.
 /// For the second pod, the limits in the checkpoints add up to the pod's limit at its creation.
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Tests of the output of `plimsoll status`, and of metrics.
+//! Tests of metrics and of what `plimsoll status` prints.
 
 use std::fs;
 use std::io::Write as _;
@@ -207,7 +207,7 @@ async fn metrics_are_served_by_tcp_where_the_configuration_has_it_so_and_of_cont
         text.contains(&format!("plimsoll_container_spec_memory_limit_bytes{labels} {}", 250 * MIB)),
         "{text}"
     );
-    // Only root may see names and reasons, so TCP does not serve /status.
+    // Only root may see names and reasons, so the plugin does not serve /status over TCP.
     assert!(ask("/status").await.unwrap().starts_with("HTTP/1.1 404"));
     node.replace("plimsoll.yaml", CONFIG);
     daemon.says("configuration changed").await;
@@ -274,7 +274,7 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
     let (text, code) = status(&node, &["b"]).await;
     assert!(code == 0 && text.contains("default/b/app: down at the moment"), "{text}");
     assert!(node.metrics().await.contains("plimsoll_oom_kills_total{by=\"limit\"} 1\n"));
-    // Status shows no container whose pod is gone.
+    // `plimsoll status` shows no container whose pod is gone.
     runtime.pod_event(nri::api::Event::STOP_POD_SANDBOX, &pod).await;
     let (text, _) = status(&node, &[]).await;
     assert!(!text.contains("down:"), "{text}");
@@ -304,7 +304,7 @@ async fn who_asks_and_does_not_read_makes_room_for_others() {
 #[tokio::test]
 async fn hostile_names_and_annotations_do_no_harm() {
     let (node, mut daemon, runtime) = start(&format!("{CONFIG}containerMetrics: true\n")).await;
-    // Three of these texts have 3 MiB together, and a message may have at most 4 MiB.
+    // Three of these texts have a total size of 3 MiB, and a message may have at most 4 MiB.
     let hostile = |from: &str| {
         format!("{from}\x1b[2J\"evil\"\\\n}} 1\nplimsoll_evil 1\n{}", "x".repeat(1 << 20))
     };

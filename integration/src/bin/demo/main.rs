@@ -1,4 +1,4 @@
-//! A demonstration of the plugin's main job on a real node, without and with the plugin.
+//! Compares a real node without the plugin and a real node with the plugin.
 //!
 //! The demo runs pods of each QoS class and shows the memory values that the kernel has for these
 //! pods. Then the demo shows the outcomes of in-place resizes that caused problems for users.
@@ -40,7 +40,7 @@ struct Arguments {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let started = Instant::now();
-    // Both nodes run at the same time, but their results are printed one after the other.
+    // Both nodes run at the same time, but the results of each node are printed together.
     let (node, wrong) = thread::scope(|scope| {
         let with = scope.spawn(|| with_plugin(arguments.keep));
         println!("{}", without_plugin()?);
@@ -118,7 +118,7 @@ fn with_plugin(keep: bool) -> Result<(Node, String, usize)> {
     Ok((node, shown, wrong_values + wrong_stories))
 }
 
-/// Returns the lines with four spaces before each.
+/// Returns the lines, each indented by four spaces.
 fn indent(text: &str) -> String {
     text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
 }

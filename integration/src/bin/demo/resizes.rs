@@ -52,7 +52,7 @@ impl Report {
     }
 }
 
-/// Returns a text about the runtime's answer to a resize.
+/// Returns a text that says whether the runtime has accepted a resize.
 fn answer_text(result: &Result<()>) -> String {
     match result {
         Ok(()) => "the runtime reports success".to_owned(),
@@ -60,7 +60,7 @@ fn answer_text(result: &Result<()>) -> String {
     }
 }
 
-/// Returns a text about the fate of a container.
+/// Returns a text that says whether a container survived.
 fn fate_text((lives, killed): (bool, u64)) -> String {
     match (lives, killed) {
         (true, 0) => "the container lives".to_owned(),
@@ -68,7 +68,7 @@ fn fate_text((lives, killed): (bool, u64)) -> String {
     }
 }
 
-/// Decreases a limit below the usage, once with anonymous memory and once with page cache.
+/// Decreases limits below the usage, first of anonymous memory and then of page cache.
 fn decreases(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Result<Pod> {
     let mut satisfied = stories::run_satisfied(kubelet, node)?;
     let resize = stories::decrease_limit(kubelet, &mut satisfied);
@@ -148,7 +148,7 @@ fn throttled(node: &Node, kubelet: &mut Kubelet<'_>, report: &mut Report) -> Res
     Ok(())
 }
 
-/// Decreases the limit of the container of [`decreases`] with `shrink: defer`.
+/// Decreases the limit of a container in `satisfied`, with `shrink: defer` in the configuration.
 fn deferred(node: &Node, satisfied: &Pod, report: &mut Report) -> Result<()> {
     placement::configure(
         node,

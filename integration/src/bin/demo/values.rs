@@ -1,4 +1,4 @@
-//! The memory values of pods of each class, compared with the formula.
+//! Compares the memory values of pods of each QoS class with the formula of Kubernetes.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ enum Source {
 }
 
 impl Source {
-    /// Returns the name of the source in the plugin's log.
+    /// Returns the name that the plugin's log uses for this source.
     fn label(self) -> &'static str {
         match self {
             Source::Checkpoint => "checkpoint-actuated",
@@ -44,7 +44,7 @@ pub(crate) struct Case {
 
 /// Returns the pods of the demo and the source of each memory request.
 ///
-/// No request is in the CRI unified map, because containerd 2.1 does not show that map to plugins.
+/// The CRI unified map is no source here, because containerd 2.1 does not show it to plugins.
 fn cases() -> Vec<Case> {
     let app = || ContainerSpec::new("app");
     let case = |pod, source| Case { pod, source };
@@ -95,7 +95,7 @@ pub(crate) fn run(
     kubelet.checkpoints = true;
     if pods.iter().any(|(case, _)| expected(kubelet, case).is_some()) {
         // The plugin writes memory.min of the ancestor cgroups right after the values of the
-        // containers. Ignore a timeout here, because the table then shows the wrong values.
+        // containers. Ignore a timeout, because the table shows wrong values anyway.
         let sums = sums(kubelet, &pods).map(|(name, sum)| Expected::new(name, "memory.min", sum));
         let _ = cgroup::settle(node, "", &sums, Duration::ZERO, Duration::from_secs(10));
     }
@@ -246,8 +246,8 @@ fn show(bytes: u64) -> String {
 fn request(kubelet: &Kubelet<'_>, case: &Case) -> u64 {
     let container = &case.pod.containers[0];
     match case.source {
-        // The plugin can derive the request from oom_score_adj only to within a thousandth of the
-        // node's memory. The plugin may protect only the lowest possible request.
+        // A request that is derived from oom_score_adj is accurate only to 1/1000 of the node's
+        // memory. The plugin may protect only the lowest of the possible requests.
         Source::OomScoreAdj => {
             let thousandths = 1000 - kubelet.oom_score_adj(Qos::Burstable, container);
             (thousandths.unsigned_abs() * kubelet.capacity()).div_ceil(1000)

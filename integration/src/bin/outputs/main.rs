@@ -1,7 +1,7 @@
 //! Writes the output of commands on a real node into README.md and docs/.
 //!
-//! A document announces an output by a comment before a fenced block: `<!-- output: NAME -->`. The
-//! program fails if a command ends with another exit code than expected.
+//! In a document, the comment `<!-- output: NAME -->` before a fenced block names the output of the
+//! block. The program fails if a command ends with an unexpected exit code.
 
 mod scenes;
 mod session;

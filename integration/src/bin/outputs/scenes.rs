@@ -17,10 +17,10 @@ use integration::tools::progress::progress;
 use crate::session::{Step, record as session};
 use crate::stable::stable;
 
-/// The text of each output, under the name of the output.
+/// A map from the name of each output to its text.
 type Outputs = BTreeMap<&'static str, String>;
 
-/// The path on the node of the program that the documents tell the user to build.
+/// The path on the node of the program that users build as the documents say.
 const PROGRAM: &str = "/root/target/release/plimsoll";
 
 /// The address that serves metrics on the node.
@@ -45,13 +45,13 @@ const PARTS: [(&str, &str); OUTPUTS.len()] = [
     ("values", "memory.min:67108864"),
 ];
 
-/// The number of lines of the installation's plan in README.md.
+/// The number of lines of the `plimsoll install` plan that README.md shows.
 const END_OF_EXCERPT: usize = 8;
 
 /// The time within which the plugin applies and repairs values on an emulated node.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Starts a node, brings the node into each state and returns the outputs of the commands.
+/// Starts a node, prepares it for each command and returns the outputs of the commands.
 pub(crate) fn record() -> Result<Outputs> {
     progress("building the plugin");
     let program = placement::build()?;
@@ -67,7 +67,7 @@ pub(crate) fn record() -> Result<Outputs> {
     node.write_file(PROGRAM, program, 0o755)?;
     let mut kubelet = Kubelet::start(&node, Driver::Systemd)?;
     let mut outputs = Outputs::new();
-    // The kubelet's checkpoint has entries before the installation, as on a node in use.
+    // As on a node in use, the kubelet's checkpoint has entries before the plugin is installed.
     let app = ContainerSpec::new("web").request(64 * MIB).limit(150 * MIB);
     let pod = kubelet.run_pod(PodSpec::new("shop").container(app))?;
     install(&node, &mut outputs).context("the installation")?;
@@ -129,7 +129,7 @@ fn enforce(node: &Node, kubelet: &mut Kubelet<'_>, outputs: &mut Outputs) -> Res
     server.connect(node, ADMINISTRATOR, KUBECONFIG)?;
     let config = format!("mode: enforce\nmetricsAddress: {METRICS}\nkubeconfig: {KUBECONFIG}\n");
     node.write_file(placement::CONFIG, config, 0o644)?;
-    // After the restart, the plugin no longer knows the container from observe mode.
+    // After the restart, the plugin has forgotten the container that it saw in observe mode.
     placement::restart_plugin(node)?;
     let app = ContainerSpec::new("web").request(64 * MIB).limit(250 * MIB);
     let pod = kubelet.run_pod(PodSpec::new("shop").container(app))?;
@@ -165,7 +165,7 @@ fn events(server: &ApiServer, pod: &str) -> Result<String> {
     let command = ["events", "--for", &object];
     let deadline = Instant::now() + PATIENCE;
     loop {
-        // The plugin writes Events from its own thread, after its answer to the runtime.
+        // The plugin writes Events in a separate thread, after its answer to the runtime.
         let shown = server.kubectl(&command)?;
         if shown.contains("CutRejected") {
             return stable(&format!("$ kubectl {}\n{shown}", command.join(" ")), &[]);

@@ -7,7 +7,7 @@ use integration::machine::Node;
 
 use crate::stable::stable;
 
-/// Commands that a node lacks. The user of the node is root, so sudo has nothing to do.
+/// Replacements for commands that a node lacks. `sudo` changes nothing, because the user is root.
 const FUNCTIONS: &str = "sudo() { \"$@\"; }\nwget() { busybox wget \"$@\"; }\ncd /root\n";
 
 /// The end of a question. A document shows the answer after the question, as a terminal does.
@@ -20,7 +20,7 @@ pub(crate) struct Step<'s> {
 }
 
 impl<'s> Step<'s> {
-    /// Returns a command without typed text.
+    /// Returns a command for which the user types no text.
     pub(crate) fn new(command: &'s str) -> Self {
         Self { command, input: "" }
     }
@@ -35,8 +35,8 @@ impl<'s> Step<'s> {
 /// Runs commands on the node and returns the commands with their outputs.
 ///
 /// Each pair in `names` is a value and its name in documents, such as a container's ID and
-/// `CONTAINER`. The commands contain the names. Before the node runs a command, the function
-/// replaces each name by its value.
+/// `CONTAINER`. The commands contain these names. The function replaces each name by its value
+/// before the node runs a command.
 pub(crate) fn record(node: &Node, names: &[(&str, &str)], steps: &[Step<'_>]) -> Result<String> {
     let mut session = String::new();
     for Step { command, input } in steps {
@@ -53,7 +53,7 @@ pub(crate) fn record(node: &Node, names: &[(&str, &str)], steps: &[Step<'_>]) ->
                  cat /run/typed; (exit $status)"
             );
         }
-        // A user's shell ignores the exit codes of earlier commands of a pipe.
+        // In a user's shell, only the last command of a pipe determines the exit code.
         let script = format!("set +euo pipefail\n{FUNCTIONS}{{\n{script}\n}} 2>&1");
         let output = node.try_run(&script)?;
         if !output.status.success() {

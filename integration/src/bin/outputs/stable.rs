@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 /// The title of a table's column, and the function that returns the new value of a cell.
 type Rule = (&'static str, fn(&str) -> String);
 
-/// The columns of tables with values that differ from run to run.
+/// The table columns whose values differ from run to run.
 const COLUMNS: [Rule; 4] = [
     // Column of kubectl: the age of an Event, or "AGE (xCOUNT over AGE)".
     ("LAST SEEN", |_| "5s".to_owned()),
@@ -29,14 +29,14 @@ const USED: [(&str, &str); 7] = [
     ("", " reclaimable"),
 ];
 
-/// Words around a number that differs from run to run, and the number that replaces it.
+/// The words around a number that differs from run to run, and a replacement for this number.
 const NUMBERS: [(&str, &str, &str); 3] = [
     ("runs as process ", "", "812"),
     ("  ", "s ago: ", "5"),
     ("waited for memory for ", " s, ", "0.0"),
 ];
 
-/// Times in the forms that programs print: first the plugin's form, then crictl's form.
+/// Sample times in the formats that programs print: the plugin's format and crictl's format.
 const TIMES: [&str; 2] = ["2026-11-22T21:55:13.575118Z", "2026-11-22T21:55:13Z"];
 
 /// Returns a text without values that differ from run to run.
@@ -114,7 +114,7 @@ fn find_number(text: &str, before: &str, units: &[&str], after: &str) -> Option<
     })
 }
 
-/// Replaces times in the form of `sample` by `sample`.
+/// Replaces each time in the format of `sample` by `sample`.
 fn replace_times(line: &str, sample: &str) -> String {
     let is_time = |text: &str| {
         text.bytes().zip(sample.bytes()).all(|(found, sample)| {
@@ -157,7 +157,7 @@ fn replace_column(text: &str, header: &str, replacement: fn(&str) -> String) -> 
     Ok(new.join("\n") + "\n")
 }
 
-/// Returns the cells of a line, each with its start in the line.
+/// Returns the cells of a line, each with its byte offset in the line.
 fn cells(line: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut rest = line;
     let mut start = 0;

@@ -17,13 +17,13 @@ pub(crate) struct Panel {
     pub(crate) notes: Vec<Note>,
 }
 
-/// A text beside a moment on the time axis.
+/// A text that the chart shows at a point of the time axis.
 pub(crate) struct Note {
-    /// The moment in microseconds by the node's clock.
+    /// The time of the note in microseconds, by the node's clock.
     at: u64,
     /// The position of the text's first line on the memory axis, in MiB.
     level: u64,
-    /// Whether the text ends at the moment. If false, the text begins at the moment.
+    /// True if the text ends at the time of the note. False if the text begins at this time.
     before: bool,
     text: String,
 }
@@ -38,14 +38,14 @@ impl Note {
     }
 }
 
-/// Returns step lines through values. Each value lasts until the next value.
+/// Returns step lines, which keep each value until the time of the next value.
 ///
 /// A missing value ends a line.
 fn steps(values: impl Iterator<Item = (f64, Option<f64>)>) -> Vec<Vec<(f64, f64)>> {
     let mut lines: Vec<Vec<(f64, f64)>> = Vec::new();
     let mut open = false;
     for (at, value) in values {
-        // The last value lasts until this moment, even if the line ends here.
+        // Keep the last value until this time, even if the line ends here.
         if open && let Some(line) = lines.last_mut() {
             let &(_, last) = line.last().expect("a line begins with a point");
             // If the last two points have the same value, move the last point and add none.
@@ -249,7 +249,7 @@ mod tests {
         for text in ["loop", "killed", "again", "MiB", "seconds"] {
             assert!(with.contains(text), "{text}");
         }
-        // The legend always has one line of this colour.
+        // The legend always contains one line in the colour of memory.high.
         let high = |svg: &str| svg.matches("stroke=\"#E17800\"").count();
         assert_eq!((high(&with), high(&without)), (2, 1));
     }

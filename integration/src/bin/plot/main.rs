@@ -1,7 +1,7 @@
 //! Draws the memory usage and limits of containers over time, recorded on a real node.
 //!
 //! One picture shows a limit decrease that the plugin refuses. The other picture shows a container
-//! that the plugin rescues from repeated OOM kills. If the events differ from the expected ones,
+//! that the plugin rescues from repeated OOM kills. If the events differ from the expected events,
 //! the program fails and writes no picture.
 
 mod chart;

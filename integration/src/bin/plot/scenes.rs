@@ -39,7 +39,7 @@ fn grow(node: &Node, pod: &Pod, mib: u64) -> Result<bool> {
     }
 }
 
-/// Waits, so that the picture has a time without events.
+/// Waits, so that the chart shows a period without events.
 fn wait(node: &Node, seconds: f64) -> Result<()> {
     node.run(&format!("sleep {seconds}")).map(|_| ())
 }
@@ -129,8 +129,8 @@ pub(crate) fn refused_decrease(node: &Node) -> Result<Panel> {
     Ok(Panel { title: "With Plimsoll", top: 275, samples, notes })
 }
 
-/// Returns the time of the first sample with the new limit. Fails if the limit changed before
-/// `again`.
+/// Returns the time of the first sample with the new limit. Fails if the limit changed before the
+/// time `again`.
 fn find_new_limit(samples: &[Sample], again: u64) -> Result<u64> {
     let limits =
         samples.iter().filter(|sample| sample.at < again).filter_map(|sample| sample.container);

@@ -16,7 +16,7 @@ pub async fn start(config: &str) -> (Node, Daemon, Runtime) {
     (node, daemon, runtime)
 }
 
-/// Runs `plimsoll restore`. Returns its exit code and its output.
+/// Runs `plimsoll restore`. Returns the command's exit code and output.
 pub async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     command.arg("restore").args(node.arguments().into_iter().skip(1)).args(arguments);
@@ -27,7 +27,7 @@ pub async fn restore(node: &Node, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
-/// Runs the program with these arguments on this node. Returns its output and its exit code.
+/// Runs the program with these arguments on this node. Returns the program's output and exit code.
 pub async fn plimsoll(node: &Node, arguments: &[&str]) -> (String, i32) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
     command.args(arguments).arg("--host").arg(node.path("host"));
@@ -37,7 +37,7 @@ pub async fn plimsoll(node: &Node, arguments: &[&str]) -> (String, i32) {
     (text, output.status.code().unwrap())
 }
 
-/// Runs `plimsoll status`. Returns its output and its exit code.
+/// Runs `plimsoll status`. Returns the command's output and exit code.
 pub async fn status(node: &Node, arguments: &[&str]) -> (String, i32) {
     plimsoll(node, &[&["status"], arguments].concat()).await
 }

@@ -31,7 +31,7 @@ impl Daemon {
         let stderr = child.stderr.take().unwrap();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                // The test may have ended.
+                // Ignore an error, because the test may have ended.
                 let _ = sender.send(line);
             }
         });

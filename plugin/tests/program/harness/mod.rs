@@ -1,6 +1,6 @@
-//! Doubles for a node and its runtime, and the program that runs on these doubles. A temporary
-//! directory tree is the node's file system. The runtime writes a unified map to the container's
-//! files, as containerd and runc do.
+//! Test doubles of a node and its runtime, and the program that runs on these doubles. The tests
+//! use a temporary directory tree as the node's file system. The runtime writes a unified map to
+//! the container's files, as containerd and runc do.
 
 #![allow(missing_docs)]
 

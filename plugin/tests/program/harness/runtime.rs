@@ -106,7 +106,7 @@ impl Runtime {
         fs::rename(cgroup.join("new"), cgroup.join("memory.stat")).unwrap();
         fs::write(cgroup.join("new"), format!("{current}\n")).unwrap();
         fs::rename(cgroup.join("new"), cgroup.join("memory.current")).unwrap();
-        // The usage of an ancestor cgroup is the sum over its children.
+        // The usage of an ancestor cgroup is the sum of its children's usage.
         for above in cgroup.ancestors().skip(1).take_while(|above| **above != *self.root) {
             let children = fs::read_dir(above).unwrap().map(|entry| entry.unwrap().path());
             let usage = |child: PathBuf| {
