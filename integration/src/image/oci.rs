@@ -19,7 +19,7 @@ pub const WORKLOAD: &str = "plimsoll.test/workload:1";
 /// The name of the image that CRI-O's tests use for containers.
 pub const NRI_TEST_IMAGE: &str = "quay.io/crio/fedora-crio-ci:latest";
 
-/// The path on the node of the archive that contains all images.
+/// Path of the archive with all images, on the node.
 pub(crate) const ARCHIVE: &str = "/usr/share/node-images.tar";
 
 /// The media type of a manifest.

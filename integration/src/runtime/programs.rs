@@ -39,7 +39,7 @@ pub(crate) fn install(runtime: Runtime, root: &Path) -> Result<()> {
         Runtime::Crio136 => {
             let destination = root.join("usr/local/bin");
             copy_programs(CRIO, &destination)?;
-            // pinns, CRI-O's helper that pins namespaces, is a C program in CRI-O's module.
+            // pinns, CRI-O's helper that pins namespaces, is a C program in CRI-O's Go module.
             let sources = CRIO.source()?.join("pinns/src");
             run(Command::new("cc")
                 .args(["-std=c99", "-Os", "-static", "-o"])

@@ -118,7 +118,7 @@ impl Deferrals {
             return Ok(false);
         }
         let usage = cgroup.usage_in_parts()?;
-        // After the timeout, or when enforce mode ends, give up the limit and report this.
+        // After the timeout, or when enforce mode ends, stop trying and report this.
         if now.duration_since(since) >= timeout || !self.containers.settings().enforces() {
             self.reports.report(
                 &container.into(),

@@ -161,7 +161,7 @@ impl Tally {
         while times.front().is_some_and(|first| now.duration_since(*first) > bounds.window) {
             times.pop_front();
         }
-        // Keep only as many entries as the comparison with the maximum needs.
+        // The counter never needs more entries than the maximum.
         while times.len() > bound as usize + 1 {
             times.pop_front();
         }
