@@ -1,4 +1,4 @@
-//! Configuration as data, and its defaults.
+//! Struct that contains the whole configuration, and its defaults.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ pub struct Config {
     pub throttle_deadline: Option<Duration>,
     /// Reaction to a memory limit that would cause an OOM kill.
     pub shrink: Shrink,
-    /// Maximum time that the plugin retries a deferred limit.
+    /// Maximum time for which the plugin keeps trying to set a deferred limit.
     pub shrink_deadline: Duration,
     /// Rules for raising the limit of a container that is OOM-killed repeatedly. `None` means that
     /// the plugin never raises the limit.
@@ -42,8 +42,8 @@ pub struct Config {
     pub raise_pod_limits: bool,
     /// Whether the plugin repairs a value that another program changed.
     pub repair: bool,
-    /// Limits above which the plugin stops writing by itself. `None` means that the plugin never
-    /// stops.
+    /// Limits of the automatic brake, which stops the plugin from writing. `None` means that the
+    /// plugin never stops.
     pub brake: Option<Bounds>,
     /// Highest ratio of limit to request without a warning to the pod's owner. `None` means that
     /// the plugin never warns.

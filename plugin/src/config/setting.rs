@@ -28,7 +28,7 @@ pub(super) enum Value {
     Word(String),
     /// Text that may contain any character.
     Text(String),
-    /// A mapping. The values of its fields follow as separate values.
+    /// A mapping. The values of the mapping's fields follow as separate values.
     Mapping,
 }
 
@@ -36,8 +36,8 @@ pub(super) enum Value {
 pub(super) const AUTO: &str = "auto";
 
 impl Value {
-    /// Stores the value in a setting. The value always fits, because the check of a field returns
-    /// only values that the field's setting accepts.
+    /// Stores the value in a setting. The value always has the right type, because the plugin has
+    /// already checked it.
     pub(super) fn store<T: Setting>(self, setting: &mut T) {
         if let Some(value) = T::from_value(self) {
             *setting = value;
@@ -73,7 +73,7 @@ pub(super) trait Setting: Sized {
     fn to_value(&self) -> Value;
 }
 
-/// Implements [`Setting`] for types that one variant of [`Value`] holds.
+/// Implements [`Setting`] for types that have their own variant of [`Value`].
 macro_rules! scalar_settings {
     ($($setting:ty => $variant:ident,)+) => {$(
         impl Setting for $setting {
@@ -166,8 +166,8 @@ impl Setting for Ceiling {
     }
 }
 
-/// Implements [`Setting`] for types that a mapping describes. A new value has the defaults. The
-/// fields of the mapping then replace the defaults.
+/// Implements [`Setting`] for types that are mappings in the configuration. A new value starts with
+/// the defaults. The fields of the mapping then replace the defaults.
 macro_rules! mapping_settings {
     ($($setting:ty,)+) => {$(
         impl Setting for $setting {

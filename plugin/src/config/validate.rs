@@ -1,4 +1,4 @@
-//! Conversion of fields into a configuration.
+//! Checks the fields and converts them into a configuration.
 
 use plimsoll_core::units::{Bytes, excerpt};
 
@@ -13,8 +13,8 @@ use crate::config::parse::RawConfig;
 use crate::config::reserved::{Owner, Reserved};
 
 impl RawConfig {
-    /// Converts the fields into a configuration. Reports fields with mistakes. These fields keep
-    /// their defaults.
+    /// Converts the fields into a configuration. Reports fields with mistakes, which keep their
+    /// defaults.
     pub(super) fn validate(self) -> (Config, Vec<FieldError>) {
         let mut draft = Draft::default();
         let mut errors = Errors::default();
@@ -92,7 +92,7 @@ impl Errors {
             (None, Some(_)) => (memory_field.name, cgroup_field.name),
             (None, None) => return None,
         };
-        // If the other field exists but is invalid, another mistake already reports the field.
+        // If the other field exists but is invalid, the plugin has already reported that field.
         if let (Some(line), None) = (self.line(field), self.line(other)) {
             let (expected, found) = (format!("{other} beside it"), "none".to_owned());
             self.add(line, field, Mistake { expected, found });
@@ -100,8 +100,7 @@ impl Errors {
         None
     }
 
-    /// Reports a `nodeGuard` that is less than the memory for which the reserved cgroups have
-    /// protection.
+    /// Reports a `nodeGuard` that is less than the total protection of the reserved cgroups.
     fn check_guard(&mut self, config: &Config) {
         let reserved = config.reserved_in_all();
         if let (Some(kept), Some(line)) = (config.node_guard, self.line(GUARD.name))

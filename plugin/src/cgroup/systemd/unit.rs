@@ -23,7 +23,7 @@ pub(super) const NAME: &str = "org.freedesktop.systemd1";
 /// cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
-    /// No unit owns exactly this cgroup, or the cgroup is gone. Only the file holds the protection.
+    /// No unit owns exactly this cgroup, or the cgroup is gone. Only the file has the protection.
     NoUnit,
     /// The unit that owns the cgroup already had these properties.
     Unchanged,
@@ -198,7 +198,7 @@ impl<'a> Unit<'a> {
     }
 }
 
-/// Returns whether an error of `GetAll` means that systemd has no such unit, or that no unit can
+/// Returns whether an error from `GetAll` means that systemd has no such unit, or that no unit can
 /// have this name.
 fn is_unknown(error: &zbus::Error) -> bool {
     use fdo::Error::{InvalidArgs, UnknownInterface, UnknownObject};
