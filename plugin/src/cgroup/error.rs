@@ -34,7 +34,7 @@ pub enum CgroupError {
         /// Description of the problem.
         error: String,
     },
-    /// An I/O error other than a removed cgroup or a missing file.
+    /// An I/O error that does not mean that the cgroup or the file is missing.
     #[error("cgroup {path}: cannot {operation}: {error}")]
     Io {
         /// Path of the cgroup.

@@ -16,7 +16,7 @@ pub const CPU_WEIGHT: &str = "cpu.weight";
 /// File that tells the kernel how much memory to reclaim. Exists since kernel 5.19.
 const RECLAIM: &str = "memory.reclaim";
 
-/// Buffer size for a file with one amount. The longest content is a number of 20 digits.
+/// Size of the buffer for reading one amount. The longest content is a number of 20 digits.
 const AMOUNT: usize = 32;
 
 impl Cgroup {

@@ -1,4 +1,4 @@
-//! Limits at which the automatic brake stops the plugin.
+//! Limits at which the automatic brake stops the plugin from writing.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Struct that contains the whole configuration, and its defaults.
+//! The struct for the whole configuration, and its defaults.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -45,15 +45,15 @@ pub struct Config {
     /// Limits of the automatic brake, which stops the plugin from writing. `None` means that the
     /// plugin never stops.
     pub brake: Option<Bounds>,
-    /// Highest ratio of limit to request without a warning to the pod's owner. `None` means that
-    /// the plugin never warns.
+    /// Maximum ratio of limit to request. Above it, the plugin warns the pod's owner. `None` means
+    /// that the plugin never warns.
     pub max_limit_request_ratio: Option<f64>,
-    /// TCP address at which the plugin serves metrics. `None` means no TCP address.
+    /// TCP address at which the plugin serves metrics. `None` disables TCP.
     pub metrics_address: Option<SocketAddr>,
     /// Whether the plugin serves metrics for each container.
     pub container_metrics: bool,
-    /// Absolute path of the file with the credentials for Kubernetes Events. `None` uses the
-    /// service account of the plugin's pod. Outside of a pod, `None` disables Events.
+    /// Absolute path of the file with the credentials for Kubernetes Events. `None` means the
+    /// service account of the plugin's pod. Outside of a pod, `None` means no Events.
     pub kubeconfig: Option<PathBuf>,
     /// Lowest severity that the plugin logs.
     pub log_level: LogLevel,

@@ -51,8 +51,8 @@ impl Config {
         if found.is_empty() {
             Ok(config)
         } else {
-            // Parsing stops at a syntax error, so a syntax error is always the last mistake and
-            // needs no sorting.
+            // Parsing stops at a syntax error, so this error is always the last mistake and needs
+            // no sorting.
             Err(errors(found))
         }
     }

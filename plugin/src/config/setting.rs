@@ -13,7 +13,7 @@ use plimsoll_core::units::Bytes;
 use crate::config::brake::Bounds;
 use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
 
-/// Value of a field after the check of its type and range. `Display` writes YAML.
+/// Value of a field whose type and range have been checked. `Display` writes YAML.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Null,
@@ -96,7 +96,7 @@ scalar_settings! {
     Duration => Time,
 }
 
-/// Implements [`Setting`] for types whose values have names in the configuration.
+/// Implements [`Setting`] for enums whose variants are words in the configuration.
 macro_rules! choice_settings {
     ($($setting:ty,)+) => {$(
         impl Setting for $setting {

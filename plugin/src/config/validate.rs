@@ -63,7 +63,7 @@ impl RawConfig {
 #[derive(Default)]
 struct Errors {
     errors: Vec<FieldError>,
-    /// Names of the fields that the file has, with the line of the first use.
+    /// Names of the fields in the file, each with the line where it first occurs.
     seen: Vec<(String, u64)>,
 }
 
@@ -153,7 +153,7 @@ fn nearest_field(unknown: &str) -> Option<&'static str> {
             let (name, unknown) = (field.name.to_lowercase(), excerpt(unknown).to_lowercase());
             (strsim::damerau_levenshtein(&name, &unknown), field.name)
         })
-        // For a short name, a difference of more than half of the letters is no typing error.
+        // If more than half of the letters in a short name differ, it is not a typing error.
         .filter(|(distance, name)| *distance <= 4.min(name.len() / 2))
         .min()
         .map(|(_, name)| name)
@@ -174,7 +174,7 @@ mod tests {
             "f.yaml:1: systemReservedCgroup: expected systemReserved beside it, found none\n\
              f.yaml:2: kubeReserved: expected kubeReservedCgroup beside it, found none"
         );
-        // The parser reports an invalid amount once. The field does not also count as missing.
+        // The parser reports an invalid amount once, and does not also report a missing field.
         let error =
             parse("systemReservedCgroup: /system.slice\nsystemReserved: {memory: 0}").unwrap_err();
         assert_eq!(error.lines().count(), 1, "{error}");

@@ -1,7 +1,7 @@
 //! Facts about the node that do not depend on the plugin: container runtimes and their
 //! configuration, systemd units, sockets, NRI plugins and the kubelet's process.
 //!
-//! This folder reads files, connects to sockets and runs a runtime's program to get its version.
+//! This code reads files, connects to sockets, and runs a runtime's program to get its version.
 //! [`crate::commands::doctor`] uses the facts to find problems, and [`crate::commands::install`]
 //! changes the configuration of the node.
 

@@ -7,8 +7,8 @@ use std::path::Path;
 use crate::host::files::read;
 
 /// Returns the ID of the process that holds the plugin's lock file. The running plugin holds this
-/// lock, so that no second instance runs. The outer `None` means that a file is unreadable. The
-/// inner `None` means that no process holds the lock.
+/// lock, so that no second instance runs. The outer `None` means that this is unknown. The inner
+/// `None` means that no process holds the lock.
 pub(crate) fn holder(host: &Path, socket: &Path) -> Option<Option<String>> {
     let locks = read(&host.join("proc/locks")).ok()??;
     let lock = match socket.parent()?.join("plimsoll.lock").metadata() {

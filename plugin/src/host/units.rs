@@ -145,7 +145,7 @@ fn find_drop_ins(
     Ok(drop_ins.into_values())
 }
 
-/// Returns whether a unit file or drop-in is masked: a symbolic link to `/dev/null`, or empty.
+/// Returns whether a unit file or drop-in is masked: it is a link to `/dev/null`, or empty.
 fn is_masked(host: &Path, path: &str) -> bool {
     let path = host.join(path);
     match fs::read_link(&path) {

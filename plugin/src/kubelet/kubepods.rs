@@ -8,9 +8,9 @@
 //!   `/kubelet.slice/kubelet-kubepods.slice`.
 //!
 //! The search goes down the hierarchy level by level and ends at the first level with one of these
-//! names. A deeper match belongs to another Kubernetes node, which may run in a container of this
-//! node. If the search cannot list a cgroup, it reports an error, because the cgroup may contain
-//! pods. An empty result is reliable only if the search reports no error.
+//! names. A deeper cgroup with this name belongs to another Kubernetes node, which may run in a
+//! container of this node. If the search cannot list a cgroup, it reports an error, because the
+//! cgroup may contain pods. An empty result is reliable only if the search reports no error.
 //!
 //! Source: `pkg/kubelet/cm/cgroup_manager_linux.go` of Kubernetes (`NewCgroupName`, `ToSystemd`).
 
@@ -116,8 +116,8 @@ pub fn pods(
     answer
 }
 
-/// Finds the child cgroups of the pods' cgroups: those of containers and sandboxes. Returns each
-/// cgroup together with the ID in the cgroup's name.
+/// Finds the cgroups of containers and sandboxes, which are children of the pods' cgroups. Returns
+/// each cgroup together with the ID in the cgroup's name.
 pub fn containers(
     root: &CgroupRoot,
     known: impl IntoIterator<Item = CgroupPath>,

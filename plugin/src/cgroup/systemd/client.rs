@@ -17,7 +17,7 @@ use crate::cgroup::directory::Cgroup;
 
 pub(super) const BUS: &str = "run/dbus/system_bus_socket";
 
-/// Timeout of a reload, in which systemd reads all unit files again.
+/// Timeout of a reload call, which makes systemd read all unit files again.
 const RELOAD: Duration = Duration::from_secs(60);
 
 /// Client of the host's systemd. The client connects when a call first needs a connection, and

@@ -1,4 +1,4 @@
-//! Errors of calls to systemd.
+//! Errors from calls to systemd.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Properties of a unit that systemd writes to files together with the protection.
+//! Unit properties that systemd writes to cgroup files together with the protection.
 
 use std::collections::HashMap;
 
@@ -25,7 +25,7 @@ pub(super) const INFINITY: u64 = u64::MAX;
 /// One second in microseconds. The values in `cpu.max` are also in microseconds.
 const A_SECOND: u64 = 1_000_000;
 
-/// Returns each property whose file holds a different value, together with the value in the file.
+/// Returns each property whose file has a different value, together with the value in the file.
 pub(super) fn carried(
     properties: &HashMap<String, u64>,
     read: impl Fn(&str) -> Option<String>,

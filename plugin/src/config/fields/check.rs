@@ -13,7 +13,7 @@ use crate::config::value::RawValue;
 pub(in crate::config) struct Mistake {
     /// Description of what the plugin expected.
     pub(in crate::config) expected: String,
-    /// Description of what the configuration has instead.
+    /// Description of what the configuration contains instead.
     pub(in crate::config) found: String,
 }
 

@@ -1,4 +1,4 @@
-//! Field of the configuration as data: name, documentation, type, default and access.
+//! Struct that describes a configuration field: name, documentation, type, default and access.
 
 use crate::config::draft::Draft;
 use crate::config::model::Config;

@@ -102,7 +102,7 @@ impl NriSettings {
     ///
     /// containerd merges the files as `mergeConfig` of `cmd/containerd/server/config` does. Since
     /// 2.0, the NRI section of a later file overrides only the keys that it contains. Before 2.0,
-    /// it overrides the whole section. The value of `disabled_plugins` is the union of the lists in
+    /// it replaces the whole section. The value of `disabled_plugins` is the union of the lists in
     /// all files.
     pub(crate) fn of_containerd(host: &Path, version: Option<Version>) -> Self {
         let mut settings = Self::default();
@@ -202,8 +202,7 @@ fn file_format(files: &[(String, toml::Table)], main: &str, version: Option<Vers
 /// Path of containerd's main configuration file.
 enum ConfigPath {
     Known(String),
-    /// The default path, because the start command does not show the path. The second text explains
-    /// why.
+    /// The default path, because the start command cannot be parsed. The second text explains why.
     Assumed(String, String),
 }
 

@@ -56,7 +56,7 @@ impl Runtime {
         let cause = match (&settings.is_off, version) {
             (_, Some(version)) if *version < kind.oldest => OffCause::Unsupported(*version),
             (Some((true, switch)), _) => OffCause::Switch(switch.clone()),
-            // An unreadable file may switch NRI on.
+            // An unreadable file may contain a setting that switches NRI on.
             (None, Some(version)) if *version < kind.on_from && settings.unread.is_empty() => {
                 OffCause::Default(*version)
             }

@@ -67,7 +67,7 @@ pub(crate) struct NriSettings {
     /// Whether the runtime accepts no connections from plugins and uses only plugins that it
     /// launches.
     pub(crate) takes_no_connections: bool,
-    /// Whether containerd's CRI plugin is disabled, so that containerd serves no kubelet.
+    /// Whether containerd's CRI plugin is disabled, so that no kubelet can use containerd.
     pub(crate) is_without_cri: bool,
     /// Number of files that were read.
     pub(crate) files: usize,

@@ -126,8 +126,8 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
 /// Resources of containers, by container name. Go writes an empty map or list as `null`.
 type RawContainers = Pairs<Option<RawResources>>;
 
-/// JSON object as a list of keys with values. Building many small maps would take longer than the
-/// rest of the parsing.
+/// JSON object, stored as a list of keys with values. Building many small maps would take longer
+/// than the rest of the parsing.
 struct Pairs<V>(Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {

@@ -10,7 +10,7 @@ use super::cache::{Cached, Version};
 use super::error::CheckpointError;
 use super::record::PodRecord;
 
-/// The kubelet's checkpoint entries for a container and its pod, as far as these entries exist.
+/// The kubelet's checkpoint entries for a container and its pod, if these entries exist.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerRecords {
     /// Entry of the container.

@@ -22,7 +22,7 @@ pub struct KubeletReservations {
     pub eviction: Threshold,
     /// Whether the list `enforceNodeAllocatable` contains `pods`. The default list contains `pods`.
     pub enforced_for_pods: bool,
-    /// Whether the kubelet's own MemoryQoS feature is on, as far as the configuration shows.
+    /// Whether the kubelet's own MemoryQoS feature is on according to this configuration.
     pub memory_qos: MemoryQos,
 }
 
@@ -62,7 +62,7 @@ impl KubeletReservations {
 pub enum Threshold {
     /// Amount of memory.
     Bytes(Bytes),
-    /// Fraction of the total memory, as a 32-bit float like in the kubelet.
+    /// Fraction of the total memory. The kubelet also uses a 32-bit float.
     Share(f32),
 }
 

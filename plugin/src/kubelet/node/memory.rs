@@ -89,7 +89,7 @@ impl fmt::Display for NodeMemory {
 }
 
 impl NodeMemory {
-    /// Reads the node whose file system is at `root`, usually `/`. Never fails, but lists
+    /// Examines the node whose file system is at `root`, usually `/`. Never fails, but lists
     /// unreadable files in `problems`. A missing file is a problem only if no other source can
     /// replace the file. `guard` describes how the node guard changed `memory.max` of kubepods.
     pub fn discover(root: &Path, page: PageSize, guard: io::Result<Option<GuardRecord>>) -> Self {
