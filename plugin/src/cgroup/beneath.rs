@@ -1,4 +1,4 @@
-//! Opening and listing of directories beneath a directory that is already open.
+//! Functions that open and list directories below a directory that is already open.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -20,8 +20,8 @@ pub(super) fn open_beneath(
     openat2(directory, path, flags, Mode::empty(), resolve)
 }
 
-/// Lists the subdirectories of `directory` as cgroups. `path` converts a name to a cgroup path.
-/// Skips a name if `path` returns no path for it.
+/// Lists the subdirectories of `directory` as cgroups. `path` converts the name of a subdirectory
+/// to a cgroup path, or returns `None` to skip the subdirectory.
 pub(super) fn children(
     directory: &OwnedFd,
     path: impl Fn(&str) -> Option<CgroupPath>,

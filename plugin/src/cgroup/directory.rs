@@ -1,4 +1,4 @@
-//! Open directory of a cgroup, and access to the files in it.
+//! A cgroup whose directory is open, and functions that access the files in it.
 
 use std::os::fd::OwnedFd;
 
@@ -12,7 +12,7 @@ use super::error::CgroupError;
 /// Magic number of the cgroup v2 file system (`statfs`).
 const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 
-/// Open directory of a cgroup.
+/// A cgroup whose directory is open.
 #[derive(Debug)]
 pub struct Cgroup {
     pub(super) directory: OwnedFd,
@@ -62,7 +62,7 @@ impl Cgroup {
     ) -> Result<String, CgroupError> {
         let file = self.open_in(directory, name, OFlags::RDONLY)?;
         let mut buffer = vec![0; most];
-        // The kernel returns the whole content of such a file in one read.
+        // The kernel returns the whole content of a cgroup file in one read.
         let length = rustix::io::read(&file, &mut buffer)
             .map_err(|error| self.failed(format!("read {name}"), error))?;
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
@@ -78,8 +78,7 @@ impl Cgroup {
         name: &'static str,
         text: &str,
     ) -> Result<(), CgroupError> {
-        // The kernel ignores truncation of cgroup files. The regular files in tests need the
-        // truncation.
+        // The kernel ignores TRUNC for cgroup files, but the regular files in tests need this flag.
         let file = self.open_in(directory, name, OFlags::WRONLY | OFlags::TRUNC)?;
         rustix::io::write(&file, text.as_bytes())
             .map_err(|error| self.failed(format!("write {name}"), error))?;
@@ -118,8 +117,8 @@ impl Cgroup {
     }
 
     pub(super) fn is_removed(&self) -> bool {
-        // A removed directory that is still open has no links. In cgroupfs this directory has no
-        // files either.
+        // A removed directory that is still open has a link count of 0. In cgroupfs, a removed
+        // directory also contains no files.
         rustix::fs::fstat(&self.directory).is_ok_and(|stat| stat.st_nlink == 0)
             || (rustix::fs::fstatfs(&self.directory)
                 .is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC)
@@ -150,7 +149,7 @@ mod tests {
         assert_eq!(children, ["/a/b", "/a/c"]);
         assert_ne!(cgroup.inode().unwrap(), tree.cgroup("a/b").unwrap().inode().unwrap());
         fs::remove_dir_all(tree.0.path().join("a")).unwrap();
-        // The open directory of a removed cgroup may still be listed, but is empty.
+        // For a removed cgroup, the function fails or returns no children.
         assert!(!matches!(cgroup.children(), Ok(children) if !children.is_empty()));
     }
 

@@ -1,4 +1,4 @@
-//! Errors of access to cgroups.
+//! Errors that occur when the plugin accesses cgroups.
 
 use std::io;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub enum CgroupError {
         /// Description of the problem.
         error: String,
     },
-    /// An I/O error other than a removed cgroup or a missing file.
+    /// An I/O error that does not mean that the cgroup or the file is missing.
     #[error("cgroup {path}: cannot {operation}: {error}")]
     Io {
         /// Path of the cgroup.
@@ -47,7 +47,7 @@ pub enum CgroupError {
 }
 
 impl From<&CgroupError> for Outcome {
-    /// Returns the outcome of an attempt that ended with this error.
+    /// Returns the outcome that corresponds to this error.
     fn from(error: &CgroupError) -> Self {
         match error {
             CgroupError::Gone(_) => Self::Gone,
@@ -66,8 +66,8 @@ pub struct RootError {
 }
 
 impl RootError {
-    /// Returns whether there is no cgroup v2 hierarchy. Returns false for a hierarchy that exists
-    /// but that the plugin cannot open.
+    /// Returns true if no cgroup v2 hierarchy exists. Returns false if a hierarchy exists but the
+    /// plugin cannot open it.
     pub fn is_absent(&self) -> bool {
         self.error.kind() == io::ErrorKind::NotFound
     }

@@ -11,31 +11,31 @@ pub const EVENTS: &str = "memory.events";
 
 const LOCAL_EVENTS: &str = "memory.events.local";
 
-/// File with the time that the processes of a cgroup waited for memory.
+/// File that shows how long the processes of a cgroup waited for memory.
 const PRESSURE: &str = "memory.pressure";
 
-/// Event counters since the creation of a cgroup. [`Cgroup::events`] includes the descendants,
-/// [`Cgroup::local_events`] does not.
+/// Event counters, which start at 0 when a cgroup is created. [`Cgroup::events`] also counts the
+/// events of descendants, but [`Cgroup::local_events`] does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
     /// Number of times that processes were throttled at `memory.high`.
     pub high: u64,
     /// Number of times that usage reached a limit and the kernel could reclaim nothing.
     pub oom: u64,
-    /// Number of processes that the kernel OOM-killed, because of a cgroup's limit or for lack of
-    /// memory on the node.
+    /// Number of processes that the kernel OOM-killed, because a cgroup reached its limit or the
+    /// node had too little memory.
     pub oom_kill: u64,
     /// Number of times that the kernel killed all processes of a cgroup together, because of
     /// `memory.oom.group`. Always 0 before kernel 5.17.
     pub oom_group_kill: u64,
 }
 
-/// Time during which all processes of a cgroup waited for memory at once (`full`).
+/// Time during which all processes of a cgroup waited for memory at the same time (`full`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pressure {
-    /// Percentage of the last ten seconds.
+    /// Percentage of the last ten seconds during which all processes waited.
     pub percent: f64,
-    /// Total time since the creation of the cgroup.
+    /// Total waiting time since the cgroup was created.
     pub total: Duration,
 }
 
@@ -50,8 +50,8 @@ impl Cgroup {
     }
 
     /// Reads `memory.events.local`, the event counters of this cgroup alone. `oom` counts how often
-    /// usage reached the cgroup's own `memory.max` and the kernel had to kill. `oom` counts neither
-    /// the limits of descendants nor a lack of memory on the node.
+    /// usage reached the cgroup's own `memory.max` and an allocation was about to fail. `oom` does
+    /// not increase when a descendant reaches its limit or the node runs out of memory.
     ///
     /// Source: Documentation/admin-guide/cgroup-v2.rst.
     ///
@@ -98,8 +98,8 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Unsupported`] if the kernel does not record pressure (boot option `psi=1`);
-    /// [`CgroupError::Gone`].
+    /// [`CgroupError::Unsupported`] if the kernel does not measure memory pressure (boot option
+    /// `psi=1`); [`CgroupError::Gone`].
     pub fn pressure(&self) -> Result<Pressure, CgroupError> {
         let pressure = self.read_text(PRESSURE, 512)?;
         let parse = || {

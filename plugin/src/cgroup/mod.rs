@@ -1,10 +1,10 @@
-//! Access to cgroupfs. No other code writes to cgroup files.
+//! Access to cgroupfs. Only this module and its submodules write to cgroup files.
 //!
-//! A [`Cgroup`] holds an open directory. After a cgroup is removed, a new cgroup may have the same
+//! A [`Cgroup`] keeps its directory open. After a cgroup is removed, a new cgroup may have the same
 //! path. The open directory never refers to the new cgroup. The plugin opens every directory and
-//! every file beneath one root ([`CgroupRoot`]). The plugin writes only the files of
-//! [`Knob`](plimsoll_core::units::Knob), `cpu.max` and `memory.reclaim`. The plugin reads only
-//! files that this module or a submodule names.
+//! every file beneath one root ([`CgroupRoot`]). The plugin writes only the files that
+//! [`Knob`](plimsoll_core::units::Knob) lists, `cpu.max` and `memory.reclaim`. The plugin reads
+//! only files whose names are in this module or its submodules.
 //!
 //! Source: the kernel's Documentation/admin-guide/cgroup-v2.rst, "Memory Interface Files".
 

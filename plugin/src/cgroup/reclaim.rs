@@ -1,4 +1,4 @@
-//! Reclaim of a cgroup's memory until the usage is at most a given value.
+//! Reclaims the memory of a cgroup until its usage is at most a given value.
 
 use std::time::Instant;
 
@@ -10,16 +10,16 @@ use crate::cgroup::{Cgroup, CgroupError};
 /// Result of a reclaim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reclaimed {
-    /// The usage fits.
+    /// The usage is low enough.
     Fits,
-    /// The usage does not fit: the kernel cannot reclaim enough, or the deadline has passed.
+    /// The usage is too high: the kernel cannot reclaim enough, or the deadline has passed.
     Above(Usage),
-    /// The usage does not fit, and the kernel has no `memory.reclaim`, which exists since 5.19.
+    /// The usage is too high, and the kernel is older than 5.19 and has no `memory.reclaim`.
     Unsupported(Usage),
 }
 
 impl Cgroup {
-    /// Reclaims memory until the usage is at most `most`. Starts no further write after `deadline`.
+    /// Reclaims memory until the usage is at most `most`. Starts no write after `deadline`.
     ///
     /// `step` is the maximum amount per write to `memory.reclaim`. A write waits until the kernel
     /// has written back dirty pages, so a write can end after `deadline`.
@@ -38,8 +38,7 @@ impl Cgroup {
     }
 }
 
-/// Does the work of [`Cgroup::reclaim_to`]. The caller passes the clock and the source of the
-/// usage.
+/// Does the work of [`Cgroup::reclaim_to`]. Tests pass a fake clock and a fake kernel.
 fn reclaim_to(
     most: Bytes,
     step: Bytes,
@@ -59,7 +58,7 @@ fn reclaim_to(
             is_all => is_all?,
         };
         let before = std::mem::replace(&mut usage, read_usage()?);
-        // The kernel may reclaim only a part. Continue if the usage has fallen.
+        // The kernel may reclaim less than this amount. Continue if the usage has fallen.
         if !is_all && usage.current >= before.current {
             return Ok(Reclaimed::Above(usage));
         }
@@ -76,12 +75,12 @@ mod tests {
 
     const STEP: Bytes = Bytes::new(16);
 
-    /// Result of [`reclaim_to`]: the usage in bytes if it does not fit, and the amount of each
-    /// write.
+    /// Result of [`run`]: the final usage in bytes if it is too high, and the amount of each write.
     type Outcome = (Option<u64>, Vec<u64>);
 
-    /// Reclaims from this usage and cache to 100 bytes. For each write, the kernel reclaims at most
-    /// `per_write` bytes. The deadline passes after `writes` writes.
+    /// Starts with this usage and page cache, and reclaims until the usage is 100 bytes. The kernel
+    /// reclaims at most `per_write` bytes for each write. The deadline passes after `writes`
+    /// writes.
     fn run(current: u64, cache: u64, per_write: u64, writes: usize) -> Outcome {
         let usage = Cell::new(Usage {
             current: Bytes::new(current),
@@ -119,8 +118,8 @@ mod tests {
             ((120, 60, 10, 9), (None, vec![16, 10])),
             // The kernel reclaims nothing.
             ((140, 60, 0, 9), (Some(140), vec![16])),
-            // The kernel cannot reclaim enough, so the function reclaims nothing and no page cache
-            // is lost in vain.
+            // The kernel cannot reclaim enough, so the function does not reclaim page cache in
+            // vain.
             ((140, 39, 16, 9), (Some(140), vec![])),
             // The deadline has passed.
             ((140, 60, 16, 1), (Some(124), vec![16])),

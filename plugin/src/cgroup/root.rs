@@ -57,11 +57,10 @@ impl CgroupRoot {
     }
 
     /// Returns whether the hierarchy is mounted with `memory_recursiveprot`. With this option, a
-    /// cgroup's protection also covers descendants whose own files ask for no protection.
+    /// cgroup's protection also covers descendants whose own files set no protection.
     pub fn recursive_protection(&self) -> bool {
         let Ok(mounts) = File::open(self.host().join("proc/self/mounts")) else { return false };
-        // The kernel lists the mount of the hierarchy near the start, long before the mounts of
-        // containers.
+        // The kernel lists the cgroup mount near the start, long before the mounts of containers.
         let lines = BufReader::new(mounts.take(MOUNTS)).split(b'\n').map_while(Result::ok);
         let fields = lines.map(|line| {
             let line = String::from_utf8_lossy(&line).into_owned();
@@ -94,7 +93,7 @@ impl CgroupRoot {
     pub fn cgroup(&self, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
         match open_beneath(&self.directory, path.as_str(), DIRECTORY) {
             Ok(directory) => {
-                // Ignore errors of the inner cgroup: the cgroup itself exists.
+                // Ignore errors from opening the inner cgroup, because the cgroup itself exists.
                 let inner = path
                     .subgroup()
                     .and_then(|_| open_beneath(&directory, SUBGROUP, DIRECTORY).ok());

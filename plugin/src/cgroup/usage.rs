@@ -11,7 +11,7 @@ use super::error::CgroupError;
 /// File with the memory usage of a cgroup and its descendants.
 const USAGE: &str = "memory.current";
 
-/// File with the memory usage by kind of memory.
+/// File that shows the usage of each kind of memory, such as page cache.
 const STAT: &str = "memory.stat";
 
 /// File with the swap usage of a cgroup.
@@ -42,17 +42,17 @@ impl Cgroup {
                 fields.iter().filter(|(name, _)| names.contains(name)).map(|(_, value)| *value);
             Bytes::new(values.fold(0, u64::saturating_add))
         };
-        // Without swap accounting or without swap, the kernel cannot swap anything out.
+        // Without swap, or without swap accounting, nothing counts as swappable.
         let swap_left = match (self.swap_max(), self.read_amount(SWAP_USAGE)) {
             (Ok(Limit::Bytes(max)), Ok(Limit::Bytes(used))) => max.saturating_sub(used),
-            // Without a swap limit, the node's free swap would count, but this function does not
-            // know the free swap.
+            // Without a swap limit, the amount depends on the node's free swap, which this function
+            // does not know.
             _ => Bytes::ZERO,
         };
         Ok(Usage {
             current: self.usage()?,
-            // The fields for page cache count the pages on the LRU lists, from which the kernel can
-            // evict. Shared memory is on the lists of anonymous memory.
+            // The fields for page cache count the pages on the LRU lists, which the kernel can
+            // evict. The lists for anonymous memory include shared memory.
             cache: sum(&["inactive_file", "active_file", "slab_reclaimable"]),
             swappable: sum(&["inactive_anon", "active_anon"]),
             swap_left,

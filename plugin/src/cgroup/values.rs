@@ -1,4 +1,4 @@
-//! Files of a cgroup with one value: protection, limits and CPU time.
+//! Cgroup files for protection, limits and CPU time.
 
 use std::io;
 
@@ -13,10 +13,10 @@ pub const SWAP_MAX: &str = "memory.swap.max";
 /// File with the weight that a cgroup has when it competes for CPU time.
 pub const CPU_WEIGHT: &str = "cpu.weight";
 
-/// File that makes the kernel reclaim the written amount of memory. Exists since kernel 5.19.
+/// File that tells the kernel how much memory to reclaim. Exists since kernel 5.19.
 const RECLAIM: &str = "memory.reclaim";
 
-/// Buffer size for a file with one amount. The longest content is a number of 20 digits.
+/// Size of the buffer for reading one amount. The longest content is a number of 20 digits.
 const AMOUNT: usize = 32;
 
 impl Cgroup {
@@ -24,9 +24,9 @@ impl Cgroup {
     ///
     /// If crun created the container, the processes are in the inner cgroup, and the values of both
     /// cgroups apply. For a limit, this function returns the lower of the two values. For
-    /// protection, this function returns the value of the scope. With `memory_recursiveprot`, the
-    /// inner cgroup inherits all of this protection. systemd mounts the hierarchy with this option
-    /// since kernel 5.7.
+    /// protection, this function returns the value of the outer cgroup (the scope). With
+    /// `memory_recursiveprot`, the inner cgroup inherits all of this protection. systemd uses this
+    /// mount option on kernel 5.7 and newer.
     ///
     /// # Errors
     ///
@@ -71,7 +71,7 @@ impl Cgroup {
         let Some(inner) = &self.inner else { return Ok(own) };
         match self.read_in(inner, name, AMOUNT).and_then(|text| self.amount(name, &text)) {
             Ok(inner) => Ok(own.min(inner)),
-            // The inner cgroup is removed before its scope.
+            // The inner cgroup is removed before the scope that contains it.
             Err(CgroupError::Gone(_) | CgroupError::Unsupported { .. }) => Ok(own),
             Err(error) => Err(error),
         }
@@ -118,7 +118,7 @@ impl Cgroup {
     }
 
     /// Reclaims memory with `memory.reclaim`, which never kills. Returns whether the kernel
-    /// reclaimed the whole amount. If not, the kernel reclaimed as much as it could.
+    /// reclaimed the whole amount. Otherwise, the kernel reclaimed as much as it could.
     ///
     /// # Errors
     ///
@@ -235,8 +235,8 @@ mod tests {
         fs::remove_dir_all(tree.0.path().join("a/crio-1.scope/container")).unwrap();
         assert_eq!(cgroup.read(Knob::High).unwrap(), Limit::Max);
         cgroup.write(Knob::High, bytes(8192)).unwrap();
-        // Only a scope has an inner cgroup of crun. The workload itself created this cgroup named
-        // `container`, so the value of this cgroup must not change.
+        // crun creates inner cgroups only in scopes. Here, the workload created the cgroup named
+        // `container`, so its value must not change.
         let other = tree.cgroup("a/other").unwrap();
         other.write(Knob::High, Limit::Max).unwrap();
         assert_eq!(

@@ -1,8 +1,8 @@
 //! Uses inotify to detect changes that other programs make to cgroups.
 //!
 //! The kernel reports a write to a file when the writer closes the file. The kernel also reports
-//! each child cgroup that is created or removed in a watched cgroup. Changes by the kernel itself
-//! (`memory.events`) cause another kind of event, which this watch does not request.
+//! each child cgroup that is created or removed in a watched cgroup. Changes by the kernel itself,
+//! such as in `memory.events`, cause another kind of event, which the plugin does not request.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -29,7 +29,7 @@ pub enum CgroupChange {
     Overflow,
 }
 
-/// Watches on a set of cgroups.
+/// Inotify watches for a set of cgroups.
 pub struct Watch {
     watches: Watches,
     events: EventStream<Vec<u8>>,
@@ -50,7 +50,7 @@ impl Watch {
     ///
     /// # Errors
     ///
-    /// Fails if the kernel has no more inotify instances for this user
+    /// Fails if the kernel allows this user no more inotify instances
     /// (`fs.inotify.max_user_instances`).
     pub fn new() -> io::Result<Self> {
         let inotify = Inotify::init()?;
@@ -60,8 +60,8 @@ impl Watch {
     }
 
     /// Watches a cgroup. Returns whether the watch is new. After a new watch, the caller must read
-    /// the cgroup's files, because another program may have written the files before. Does nothing
-    /// for a cgroup that is gone.
+    /// the cgroup's files, because another program may have written the files before the watch
+    /// existed. Does nothing for a cgroup that is gone.
     ///
     /// # Errors
     ///

@@ -25,7 +25,7 @@ pub(crate) enum Scalar<'a> {
     Bool(bool),
     Signed(i64),
     Unsigned(u64),
-    /// An integer of more than 64 bits: its text, and the nearest number.
+    /// An integer of more than 64 bits: its text, and the nearest `f64`.
     Large(String, f64),
     Float(f64),
     Text(Cow<'a, str>),

@@ -1,4 +1,4 @@
-//! Limits at which the automatic brake stops the plugin.
+//! Limits at which the automatic brake stops the plugin from writing.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use std::time::Duration;
 pub struct Bounds {
     /// Maximum number of repairs, at least 1.
     pub repairs: u32,
-    /// Maximum number of values that the plugin left to another program, which kept changing them.
-    /// At least 1.
+    /// Maximum number of values that the plugin stopped repairing, because another program kept
+    /// changing them. At least 1.
     pub conflicts: u32,
-    /// Maximum number of OOM kills that limits set by the plugin caused, at least 1.
+    /// Maximum number of OOM kills because of limits that the plugin set, at least 1.
     pub kills: u32,
-    /// Time window in which the plugin counts.
+    /// Time window in which the plugin counts these events.
     pub window: Duration,
 }
 

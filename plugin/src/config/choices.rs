@@ -31,7 +31,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Reaction to a memory limit below a container's usage, if immediate reclaim cannot lower the
+/// Reaction to a new memory limit below a container's usage, if immediate reclaim cannot lower the
 /// usage enough.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shrink {

@@ -1,4 +1,4 @@
-//! Configuration to which the parser adds one field after the other.
+//! Configuration to which the parser adds the fields one by one.
 
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::Bytes;
@@ -15,8 +15,8 @@ pub(super) struct Draft {
     pub(super) kube: DraftReserved,
 }
 
-/// Protection of a reserved cgroup. One field of the configuration has the path, and another has
-/// the amount.
+/// Protection of a reserved cgroup. The path and the amount come from two fields of the
+/// configuration.
 #[derive(Default)]
 pub(super) struct DraftReserved {
     pub(super) cgroup: Option<CgroupPath>,

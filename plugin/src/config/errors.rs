@@ -32,7 +32,7 @@ pub struct FieldError {
     pub field: Option<String>,
     /// Description of what the plugin expected.
     pub expected: String,
-    /// Description of what the configuration has instead.
+    /// Description of what the configuration contains instead.
     pub found: String,
 }
 

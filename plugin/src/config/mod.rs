@@ -1,10 +1,10 @@
-//! Configuration file in YAML. A field that also exists in `KubeletConfiguration` has the same name
-//! as there.
+//! Configuration file in YAML. Fields that also exist in `KubeletConfiguration` have the same name
+//! here.
 //!
 //! [`FIELDS`] defines all fields. `plimsoll config default` prints all fields with their
 //! documentation. Every field is optional, and an empty file is valid. If the file becomes empty
-//! while the plugin runs, the plugin keeps the configuration in force. [`Config::parse`] reports
-//! every mistake at once.
+//! while the plugin runs, the plugin keeps its previous configuration. [`Config::parse`] reports
+//! all mistakes together.
 
 pub(crate) mod any_value;
 mod brake;

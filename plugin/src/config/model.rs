@@ -1,4 +1,4 @@
-//! Configuration as data, and its defaults.
+//! The struct for the whole configuration, and its defaults.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ pub struct Config {
     pub throttle_deadline: Option<Duration>,
     /// Reaction to a memory limit that would cause an OOM kill.
     pub shrink: Shrink,
-    /// Maximum time that the plugin retries a deferred limit.
+    /// Maximum time for which the plugin keeps trying to set a deferred limit.
     pub shrink_deadline: Duration,
     /// Rules for raising the limit of a container that is OOM-killed repeatedly. `None` means that
     /// the plugin never raises the limit.
@@ -42,18 +42,18 @@ pub struct Config {
     pub raise_pod_limits: bool,
     /// Whether the plugin repairs a value that another program changed.
     pub repair: bool,
-    /// Limits above which the plugin stops writing by itself. `None` means that the plugin never
-    /// stops.
+    /// Limits of the automatic brake, which stops the plugin from writing. `None` means that the
+    /// plugin never stops.
     pub brake: Option<Bounds>,
-    /// Highest ratio of limit to request without a warning to the pod's owner. `None` means that
-    /// the plugin never warns.
+    /// Maximum ratio of limit to request. Above it, the plugin warns the pod's owner. `None` means
+    /// that the plugin never warns.
     pub max_limit_request_ratio: Option<f64>,
-    /// TCP address at which the plugin serves metrics. `None` means no TCP address.
+    /// TCP address at which the plugin serves metrics. `None` disables TCP.
     pub metrics_address: Option<SocketAddr>,
     /// Whether the plugin serves metrics for each container.
     pub container_metrics: bool,
-    /// Absolute path of the file with the credentials for Kubernetes Events. `None` uses the
-    /// service account of the plugin's pod. Outside of a pod, `None` disables Events.
+    /// Absolute path of the file with the credentials for Kubernetes Events. `None` means the
+    /// service account of the plugin's pod. Outside of a pod, `None` means no Events.
     pub kubeconfig: Option<PathBuf>,
     /// Lowest severity that the plugin logs.
     pub log_level: LogLevel,

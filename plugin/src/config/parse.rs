@@ -1,4 +1,4 @@
-//! Parser of configuration files: text to fields.
+//! Parses the text of a configuration file into fields.
 
 use std::fmt;
 
@@ -51,8 +51,8 @@ impl Config {
         if found.is_empty() {
             Ok(config)
         } else {
-            // Parsing stops at a syntax error, so a syntax error is always the last mistake and
-            // needs no sorting.
+            // Parsing stops at a syntax error, so this error is always the last mistake and needs
+            // no sorting.
             Err(errors(found))
         }
     }
@@ -87,19 +87,18 @@ impl RawConfig {
 
 fn options() -> Options {
     serde_saphyr::options! {
-        // Accept repeated fields one by one, so that `validate` reports them with all other
-        // mistakes.
+        // Accept repeated fields here, so that `validate` reports them with all other mistakes.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         merge_keys: MergeKeyPolicy::AsOrdinary,
         // Read "no", "on" and similar words as text.
         strict_booleans: true,
         with_snippet: false,
-        // Read .nan and .inf as numbers out of range, not as broken YAML.
+        // Read .nan and .inf as numbers that are out of range, not as invalid YAML.
         non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
     }
 }
 
-/// Returns a message of the YAML library without the position and the advice in it.
+/// Returns an error text of the YAML library without its position and its advice.
 pub(crate) fn complaint(message: &str) -> &str {
     let line = message.lines().next().unwrap_or_default();
     let end = [" at line ", ", expected ", ";"]
@@ -427,7 +426,7 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
         assert_eq!(error.lines().count(), 2, "{error}");
     }
 
-    /// Pattern of text that resembles a configuration.
+    /// Regular expression for text that resembles a configuration.
     const LIKE_CONFIGURATIONS: &str = concat!(
         "((memoryThrottlingFactor|logLevel|nodeAllocatable|x): ?",
         "|[-\\[\\]{}&*!|>'\"%@`,?:#~]|[0-9a-z.]{0,3}| |\n){0,20}",

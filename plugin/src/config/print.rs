@@ -1,4 +1,4 @@
-//! Conversion of a configuration into the text of an equivalent file.
+//! Converts a configuration into the text of an equivalent file.
 
 use std::fmt;
 

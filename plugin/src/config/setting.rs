@@ -13,7 +13,7 @@ use plimsoll_core::units::Bytes;
 use crate::config::brake::Bounds;
 use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
 
-/// Value of a field after the check of its type and range. `Display` writes YAML.
+/// Value of a field whose type and range have been checked. `Display` writes YAML.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Null,
@@ -28,7 +28,7 @@ pub(super) enum Value {
     Word(String),
     /// Text that may contain any character.
     Text(String),
-    /// A mapping. The values of its fields follow as separate values.
+    /// A mapping. The values of the mapping's fields follow as separate values.
     Mapping,
 }
 
@@ -36,8 +36,8 @@ pub(super) enum Value {
 pub(super) const AUTO: &str = "auto";
 
 impl Value {
-    /// Stores the value in a setting. The value always fits, because the check of a field returns
-    /// only values that the field's setting accepts.
+    /// Stores the value in a setting. The value always has the right type, because the plugin has
+    /// already checked it.
     pub(super) fn store<T: Setting>(self, setting: &mut T) {
         if let Some(value) = T::from_value(self) {
             *setting = value;
@@ -73,7 +73,7 @@ pub(super) trait Setting: Sized {
     fn to_value(&self) -> Value;
 }
 
-/// Implements [`Setting`] for types that one variant of [`Value`] holds.
+/// Implements [`Setting`] for types that have their own variant of [`Value`].
 macro_rules! scalar_settings {
     ($($setting:ty => $variant:ident,)+) => {$(
         impl Setting for $setting {
@@ -96,7 +96,7 @@ scalar_settings! {
     Duration => Time,
 }
 
-/// Implements [`Setting`] for types whose values have names in the configuration.
+/// Implements [`Setting`] for enums whose variants are words in the configuration.
 macro_rules! choice_settings {
     ($($setting:ty,)+) => {$(
         impl Setting for $setting {
@@ -166,8 +166,8 @@ impl Setting for Ceiling {
     }
 }
 
-/// Implements [`Setting`] for types that a mapping describes. A new value has the defaults. The
-/// fields of the mapping then replace the defaults.
+/// Implements [`Setting`] for types that are mappings in the configuration. A new value starts with
+/// the defaults. The fields of the mapping then replace the defaults.
 macro_rules! mapping_settings {
     ($($setting:ty,)+) => {$(
         impl Setting for $setting {

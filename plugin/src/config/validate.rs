@@ -1,4 +1,4 @@
-//! Conversion of fields into a configuration.
+//! Checks the fields and converts them into a configuration.
 
 use plimsoll_core::units::{Bytes, excerpt};
 
@@ -13,8 +13,8 @@ use crate::config::parse::RawConfig;
 use crate::config::reserved::{Owner, Reserved};
 
 impl RawConfig {
-    /// Converts the fields into a configuration. Reports fields with mistakes. These fields keep
-    /// their defaults.
+    /// Converts the fields into a configuration. Reports fields with mistakes, which keep their
+    /// defaults.
     pub(super) fn validate(self) -> (Config, Vec<FieldError>) {
         let mut draft = Draft::default();
         let mut errors = Errors::default();
@@ -63,7 +63,7 @@ impl RawConfig {
 #[derive(Default)]
 struct Errors {
     errors: Vec<FieldError>,
-    /// Names of the fields that the file has, with the line of the first use.
+    /// Names of the fields in the file, each with the line where it first occurs.
     seen: Vec<(String, u64)>,
 }
 
@@ -92,7 +92,7 @@ impl Errors {
             (None, Some(_)) => (memory_field.name, cgroup_field.name),
             (None, None) => return None,
         };
-        // If the other field exists but is invalid, another mistake already reports the field.
+        // If the other field exists but is invalid, the plugin has already reported that field.
         if let (Some(line), None) = (self.line(field), self.line(other)) {
             let (expected, found) = (format!("{other} beside it"), "none".to_owned());
             self.add(line, field, Mistake { expected, found });
@@ -100,8 +100,7 @@ impl Errors {
         None
     }
 
-    /// Reports a `nodeGuard` that is less than the memory for which the reserved cgroups have
-    /// protection.
+    /// Reports a `nodeGuard` that is less than the total protection of the reserved cgroups.
     fn check_guard(&mut self, config: &Config) {
         let reserved = config.reserved_in_all();
         if let (Some(kept), Some(line)) = (config.node_guard, self.line(GUARD.name))
@@ -154,7 +153,7 @@ fn nearest_field(unknown: &str) -> Option<&'static str> {
             let (name, unknown) = (field.name.to_lowercase(), excerpt(unknown).to_lowercase());
             (strsim::damerau_levenshtein(&name, &unknown), field.name)
         })
-        // For a short name, a difference of more than half of the letters is no typing error.
+        // If more than half of the letters in a short name differ, it is not a typing error.
         .filter(|(distance, name)| *distance <= 4.min(name.len() / 2))
         .min()
         .map(|(_, name)| name)
@@ -175,7 +174,7 @@ mod tests {
             "f.yaml:1: systemReservedCgroup: expected systemReserved beside it, found none\n\
              f.yaml:2: kubeReserved: expected kubeReservedCgroup beside it, found none"
         );
-        // The parser reports an invalid amount once. The field does not also count as missing.
+        // The parser reports an invalid amount once, and does not also report a missing field.
         let error =
             parse("systemReservedCgroup: /system.slice\nsystemReserved: {memory: 0}").unwrap_err();
         assert_eq!(error.lines().count(), 1, "{error}");

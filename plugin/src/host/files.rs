@@ -1,5 +1,5 @@
-//! Readers for files and directories of the node. The size of files and the number of directory
-//! entries are limited.
+//! Functions that read files and directories of the node, up to a maximum size and a maximum number
+//! of entries.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -41,7 +41,7 @@ impl From<io::Error> for Unreadable {
     }
 }
 
-/// Reads a text file. Replaces bytes that are no UTF-8 with replacement characters.
+/// Reads a text file. Replaces bytes that are not valid UTF-8 with replacement characters.
 pub(crate) fn read(path: &Path) -> Text {
     Ok(read_bytes(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
@@ -111,7 +111,7 @@ pub(crate) fn list(path: &Path) -> Result<Vec<String>, Unreadable> {
     Ok(names)
 }
 
-/// Returns where a path on the node lies below `host`, the root of the node's file system. A `..`
+/// Converts a path on the node to a path below `host`, the root of the node's file system. A `..`
 /// in the path cannot leave `host`.
 pub(crate) fn below(host: &Path, path: &str) -> PathBuf {
     let mut inside = PathBuf::new();
@@ -127,8 +127,8 @@ pub(crate) fn below(host: &Path, path: &str) -> PathBuf {
     host.join(inside)
 }
 
-/// Returns the file to which a symbolic link leads. An absolute target is relative to `host`, as it
-/// is on the node. Follows a link only if the last part of the path is a link.
+/// Returns the file to which a symbolic link points. Looks up an absolute target below `host`.
+/// Follows a link only if the last part of the path is a link.
 pub(crate) fn follow_link(host: &Path, path: &Path) -> PathBuf {
     let mut path = path.to_owned();
     // Like the kernel, give up after 40 links. The caller then gets an error from the kernel.

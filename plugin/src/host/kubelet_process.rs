@@ -69,8 +69,8 @@ impl KubeletProcess {
         })
     }
 
-    /// Returns the value that the kubelet's flags give to the feature gate `MemoryQoS`. The flags
-    /// override the kubelet's configuration files.
+    /// Returns the value of the feature gate `MemoryQoS` in the kubelet's flags. The flags override
+    /// the kubelet's configuration files.
     pub(crate) fn memory_qos(&self) -> GateFlag {
         let gates = self.values("--feature-gates").flat_map(|gates| gates.split(','));
         let pairs = gates.filter_map(|gate| gate.split_once('='));

@@ -1,9 +1,9 @@
 //! Facts about the node that do not depend on the plugin: container runtimes and their
 //! configuration, systemd units, sockets, NRI plugins and the kubelet's process.
 //!
-//! This folder reads files, connects to sockets and runs a runtime's program to get its version.
-//! [`crate::commands::doctor`] judges the facts, and [`crate::commands::install`] changes the
-//! configuration of the node.
+//! This code reads files, connects to sockets, and runs a runtime's program to get its version.
+//! [`crate::commands::doctor`] uses the facts to find problems, and [`crate::commands::install`]
+//! changes the configuration of the node.
 
 pub(crate) mod files;
 #[cfg(test)]

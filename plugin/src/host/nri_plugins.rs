@@ -8,7 +8,7 @@ use crate::host::files::{below, names};
 /// Default directory of the NRI plugins that a runtime launches.
 pub(crate) const PLUGINS: &str = "/opt/nri/plugins";
 
-/// Program in a runtime's plugin directory, which the runtime may launch.
+/// Program that a runtime may launch, because it is in the runtime's plugin directory.
 #[derive(Debug)]
 pub(crate) struct NriPlugin {
     /// Path on the node.

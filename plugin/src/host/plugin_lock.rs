@@ -1,4 +1,4 @@
-//! Search for the process that holds the plugin's instance lock.
+//! Finds the process that holds the plugin's lock file.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -6,9 +6,9 @@ use std::path::Path;
 
 use crate::host::files::read;
 
-/// Returns the process that holds the plugin's instance lock. The lock is a file in the same
-/// directory as the runtime's NRI socket. The outer `None` means unknown. The inner `None` means
-/// that no process holds the lock.
+/// Returns the ID of the process that holds the plugin's lock file. The running plugin holds this
+/// lock, so that no second instance runs. The outer `None` means that this is unknown. The inner
+/// `None` means that no process holds the lock.
 pub(crate) fn holder(host: &Path, socket: &Path) -> Option<Option<String>> {
     let locks = read(&host.join("proc/locks")).ok()??;
     let lock = match socket.parent()?.join("plimsoll.lock").metadata() {

@@ -127,8 +127,8 @@ fn find_drop_ins(
     unit: &str,
     but: &str,
 ) -> Result<impl Iterator<Item = String>, UnitError> {
-    // systemd applies drop-ins in the order of their file names, independent of their directories.
-    // If several directories have a file of the same name, systemd uses only the file in the first
+    // systemd applies drop-ins in the order of their file names; the directory does not matter. If
+    // several directories have a file of the same name, systemd uses only the file in the first
     // directory.
     let mut drop_ins = BTreeMap::new();
     for directory in UNIT_DIRECTORIES.map(|directory| format!("{directory}/{unit}.d")) {
@@ -145,7 +145,7 @@ fn find_drop_ins(
     Ok(drop_ins.into_values())
 }
 
-/// Returns whether a unit file or drop-in is masked: a symbolic link to `/dev/null`, or empty.
+/// Returns whether a unit file or drop-in is masked: it is a link to `/dev/null`, or empty.
 fn is_masked(host: &Path, path: &str) -> bool {
     let path = host.join(path);
     match fs::read_link(&path) {

@@ -1,16 +1,16 @@
 //! Finds the cgroups of the kubelet's pods. No other module searches the hierarchy for pods.
 //!
-//! The kubelet puts the cgroup of all pods below its `--cgroup-root`. The name of this cgroup
-//! depends on the kubelet's cgroup driver:
+//! The kubelet creates one kubepods cgroup, which contains all pods, below its `--cgroup-root`. Its
+//! name depends on the kubelet's cgroup driver:
 //!
 //! - cgroupfs: `kubepods`, such as `/kubepods` or `/kubelet/kubepods`;
-//! - systemd: `kubepods.slice`, or below a cgroup root `PREFIX-kubepods.slice`, such as
+//! - systemd: `kubepods.slice`, or `PREFIX-kubepods.slice` below a cgroup root, such as
 //!   `/kubelet.slice/kubelet-kubepods.slice`.
 //!
 //! The search goes down the hierarchy level by level and ends at the first level with one of these
-//! names. A deeper match belongs to another Kubernetes node, which may run in a container of this
-//! node. The search reports a cgroup that it cannot list as an error, because this cgroup may
-//! contain pods. An empty result is reliable only if the search reports no error.
+//! names. A deeper cgroup with this name belongs to another Kubernetes node, which may run in a
+//! container of this node. If the search cannot list a cgroup, it reports an error, because the
+//! cgroup may contain pods. An empty result is reliable only if the search reports no error.
 //!
 //! Source: `pkg/kubelet/cm/cgroup_manager_linux.go` of Kubernetes (`NewCgroupName`, `ToSystemd`).
 
@@ -47,17 +47,17 @@ impl<T> Default for CgroupSearch<T> {
     }
 }
 
-/// Returns whether a cgroup with this name cannot contain pods of this node's kubelet. These
-/// cgroups contain the processes of a container or of a login session.
+/// Returns whether a cgroup with this name cannot contain pods of this node's kubelet, because it
+/// is the cgroup of a container or a login session.
 fn is_leaf(name: &str) -> bool {
     let is_id =
         name.len() >= ID && name.bytes().rev().take(ID).all(|byte| byte.is_ascii_hexdigit());
     is_id || name.ends_with(".scope")
 }
 
-/// Finds the cgroups of all pods. A node usually has exactly one cgroup of all pods. Several exist
-/// if the kubelet was restarted with another cgroup driver since the node booted. Cgroups of the
-/// systemd driver come first.
+/// Finds the kubepods cgroups. A node usually has exactly one. Several exist if the kubelet was
+/// restarted with another cgroup driver since the node booted. Cgroups of the systemd driver come
+/// first.
 pub fn find(root: &CgroupRoot) -> CgroupSearch<CgroupPath> {
     let mut answer = CgroupSearch::default();
     let mut listed = 0;
@@ -116,8 +116,8 @@ pub fn pods(
     answer
 }
 
-/// Finds the child cgroups of pods: the cgroups of containers and sandboxes. Returns each cgroup
-/// together with the ID in the cgroup's name.
+/// Finds the cgroups of containers and sandboxes, which are children of the pods' cgroups. Returns
+/// each cgroup together with the ID in the cgroup's name.
 pub fn containers(
     root: &CgroupRoot,
     known: impl IntoIterator<Item = CgroupPath>,
@@ -242,7 +242,7 @@ mod tests {
             (0..=MAX_SEARCHED).map(|number| format!("system.slice/{number}")).collect();
         let many: Vec<_> = many.iter().map(String::as_str).chain(["z/kubepods"]).collect();
         let (_tree, root) = tree(&many);
-        // kubepods is on the second level, so the search ends before it lists the many cgroups
+        // kubepods is on the second level, so the search ends before it lists the other cgroups
         // there.
         assert_eq!(paths(&find(&root).found), ["z/kubepods"]);
         let (_tree, root) = tree(&many[..=MAX_SEARCHED]);

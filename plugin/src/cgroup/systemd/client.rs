@@ -17,7 +17,7 @@ use crate::cgroup::directory::Cgroup;
 
 pub(super) const BUS: &str = "run/dbus/system_bus_socket";
 
-/// Timeout of a reload, in which systemd reads all unit files again.
+/// Timeout of a reload call, which makes systemd read all unit files again.
 const RELOAD: Duration = Duration::from_secs(60);
 
 /// Client of the host's systemd. The client connects when a call first needs a connection, and
@@ -46,10 +46,10 @@ impl Systemd {
 
     /// Makes `memory.min` and `memory.low` of a cgroup persistent if a systemd unit owns exactly
     /// this cgroup. With `limits`, also makes the current `memory.max` and `cpu.max` persistent.
-    /// The files should already hold all values, because systemd takes time to write them.
+    /// The caller should first write the values to the files, because systemd writes them later.
     ///
     /// Calls for several cgroups may run concurrently. Each call asks systemd which cgroup the unit
-    /// owns now, so a later cgroup with the same path causes no mistake. This check needs no extra
+    /// owns now, because an earlier answer may be about a removed cgroup. This needs no extra D-Bus
     /// call.
     ///
     /// # Errors
@@ -92,7 +92,7 @@ impl Systemd {
         let bus = self.bus(None).await?;
         let result = reload(&bus).await;
         if matches!(result, Err(SystemdError::Lost { .. })) {
-            // systemd was re-executed, or dbus was restarted. Two reloads do no harm.
+            // systemd was re-executed, or dbus was restarted. A second reload does no harm.
             return reload(&*self.bus(Some(&bus)).await?).await;
         }
         result
@@ -122,7 +122,7 @@ impl Systemd {
 
 impl State {
     fn fail(&mut self, error: &SystemdError) {
-        // Concurrent calls fail together. Count them as one failure.
+        // Count concurrent calls that fail together as one failure.
         let now = Instant::now();
         if self.pause.as_ref().is_none_or(|(until, _)| *until <= now) {
             let pause = Duration::from_secs(1 << self.failures.min(6));
@@ -198,7 +198,7 @@ mod tests {
     async fn what_the_unit_has_already_is_not_set_again() {
         let host = Host::new().with_bus();
         let systemd = host.systemd();
-        // A file may differ from its property although the unit already has the protection.
+        // memory.high differs from its property, but the unit already has the protection.
         let cgroup = host.cgroup(POD, &[("memory.high", "4096\n")]);
         assert_eq!(
             systemd.set(&cgroup, protection(0, 0), false).await.unwrap(),
@@ -235,7 +235,7 @@ mod tests {
         );
         let written =
             [("memory.swap.max", "0\n"), ("cpu.weight", "77\n"), ("cpu.max", "50500 100000\n")];
-        // The file has the value of the property, rounded down to whole pages.
+        // memory.max has the value of MemoryMax, rounded down to whole pages.
         host.fake().properties.insert("MemoryMax".to_owned(), 1_000_000);
         let cgroup =
             host.cgroup(POD, &[written.as_slice(), &[("memory.max", "999424\n")]].concat());

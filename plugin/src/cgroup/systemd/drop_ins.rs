@@ -1,4 +1,4 @@
-//! Drop-in files of units, in which systemd keeps properties.
+//! Drop-in files in which systemd stores the properties of units.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -33,10 +33,10 @@ const OF_PROTECTION: [&str; 2] = ["50-MemoryMin.conf", "50-MemoryLow.conf"];
 
 /// Lists the pod cgroups for which drop-ins from [`Systemd::set`](super::Systemd::set) may exist.
 ///
-/// The drop-ins of the plugin outlive a unit that systemd created implicitly. One example is a
-/// slice that exists only because a container's scope names the slice. The kubelet and other
-/// programs create units over D-Bus. The drop-ins of these units are in another directory, and
-/// systemd itself removes them.
+/// If systemd created a unit implicitly, the plugin's drop-ins remain when the unit is gone. For
+/// example, systemd creates a slice implicitly if a container's scope names the slice. The kubelet
+/// and other programs create units over D-Bus. The drop-ins of these units are in another
+/// directory, and systemd itself removes them.
 ///
 /// # Errors
 ///
@@ -56,12 +56,12 @@ pub fn drop_ins(host: &Path) -> io::Result<Vec<CgroupPath>> {
     Ok(cgroups)
 }
 
-/// Removes the drop-ins that [`Systemd::set`](super::Systemd::set) left for a cgroup, if this
+/// Removes the drop-ins that systemd wrote because of [`Systemd::set`](super::Systemd::set), if the
 /// cgroup is gone. Returns whether any drop-ins existed.
 ///
-/// Some of the drop-ins may belong to the kubelet. No program needs the drop-ins of a unit that is
-/// gone, but a later unit with the same name would inherit these drop-ins. Keeps the other files in
-/// the directory. The function does not follow or remove symbolic links.
+/// Some of the drop-ins may come from the kubelet. No program needs the drop-ins of a unit that is
+/// gone, but a later unit with the same name would inherit these drop-ins. The function keeps all
+/// other files in the directory, and does not follow or remove symbolic links.
 ///
 /// # Errors
 ///
@@ -73,8 +73,8 @@ pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> i
     remove_files(host, cgroup, &OURS)
 }
 
-/// Removes the protection drop-ins that [`Systemd::set`](super::Systemd::set) left for a cgroup
-/// that still exists. Returns whether any drop-ins existed.
+/// Removes the protection drop-ins of a cgroup that still exists. systemd wrote them because of
+/// [`Systemd::set`](super::Systemd::set). Returns whether any drop-ins existed.
 ///
 /// The drop-ins of the plugin override an administrator's drop-ins in `/etc`, including those that
 /// the administrator adds later. systemd notices the removal at the next

@@ -1,4 +1,4 @@
-//! Errors of calls to systemd.
+//! Errors from calls to systemd.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub enum SystemdError {
         /// Error from systemd.
         error: zbus::Error,
     },
-    /// systemd answered with an error that is no denial, or with an unexpected reply.
+    /// systemd answered with an error other than a denial, or with an unexpected reply.
     #[error(
         "unit {unit}: {call} failed: {error}; see the journal of systemd, which must be 242 or \
          later"

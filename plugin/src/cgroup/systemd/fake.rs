@@ -26,7 +26,7 @@ pub(crate) const UNIT: &str = "kubepods-pod1_2.slice";
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Mood {
     Well,
-    /// Answers before it writes the files. Then waits for a permit of [`Fake::writes`].
+    /// Answers, and then waits for a permit of [`Fake::writes`] before it writes the files.
     Late,
     Never,
     /// Closes the connection once instead of answering.

@@ -2,24 +2,23 @@
 //!
 //! systemd overwrites the files of a unit's cgroup when it applies the unit's properties. systemd
 //! applies the properties on daemon-reload and daemon-reexec, and whenever a program sets any
-//! property of the unit. A value that is only in the file and in no property is then lost, so the
-//! plugin sets the properties with `SetUnitProperties(runtime=true)`.
+//! property of the unit. A value that is only in the file is then lost, so the plugin sets the
+//! properties with `SetUnitProperties(runtime=true)`.
 //!
 //! When a program sets one property, systemd rewrites nearly every file of the unit's memory, cpu
 //! and pids controllers. systemd takes the new values from its own state (observed with systemd 257
-//! and 262). Another program may have written such a file without setting the property. The plugin
-//! then sets the property to the value in the file, so that only the protection changes.
+//! and 262). If another program wrote one of these files without setting the property, the plugin
+//! sets the property to the value in the file. Then only the protection changes.
 //!
-//! The plugin does not do this for `memory.oom.group`, `memory.zswap.writeback`, `cpuset.*` and
-//! `io.weight`. Either systemd has no property for the file, or no program sets the file for a
-//! slice.
+//! The plugin ignores `memory.oom.group`, `memory.zswap.writeback`, `cpuset.*` and `io.weight`,
+//! because systemd has no property for the file or no program sets the file for a slice.
 //!
-//! The plugin connects to the system bus. systemd's private socket is no alternative. zbus rejects
-//! messages from the private socket, because their senders have no unique bus name. systemd also
-//! sends every signal to every client of the private socket.
+//! The plugin connects to the system bus and not to systemd's private socket. zbus rejects messages
+//! from the private socket, because their senders have no unique bus name. systemd also sends every
+//! signal to every client of the private socket.
 //!
-//! The plugin subscribes to no signal. The signal `Reloading` would announce a loss of file values,
-//! but systemd restores the values from the properties.
+//! The plugin does not need the signal `Reloading`: a reload overwrites the files, but systemd
+//! restores the plugin's values from the properties.
 //!
 //! Source: systemd's org.freedesktop.systemd1(5), systemd.resource-control(5), and
 //! `src/core/cgroup.c`.

@@ -1,4 +1,4 @@
-//! Properties of a unit that systemd writes to files together with the protection.
+//! Unit properties that systemd writes to cgroup files together with the protection.
 
 use std::collections::HashMap;
 
@@ -16,16 +16,16 @@ pub(super) const CARRIED: [(&str, &str); 6] = [
     ("pids.max", "TasksMax"),
 ];
 
-/// Properties of the memory limit and the CPU limit.
+/// Properties for the memory limit and the CPU limit.
 pub(super) const LIMITS: [&str; 2] = ["MemoryMax", "CPUQuotaPerSecUSec"];
 
 /// systemd's value for "none" and "not set". Files contain `max` instead.
 pub(super) const INFINITY: u64 = u64::MAX;
 
-/// One second in microseconds, the unit of all values of `cpu.max`.
+/// One second in microseconds. The values in `cpu.max` are also in microseconds.
 const A_SECOND: u64 = 1_000_000;
 
-/// Returns each property whose file holds a different value, together with the value in the file.
+/// Returns each property whose file has a different value, together with the value in the file.
 pub(super) fn carried(
     properties: &HashMap<String, u64>,
     read: impl Fn(&str) -> Option<String>,
@@ -80,7 +80,7 @@ pub(super) fn carried(
     carried
 }
 
-/// Returns the content of the file after systemd writes this value of its property.
+/// Returns the number that the file contains after systemd has applied `value` to the cgroup.
 fn in_file(file: &str, value: u64) -> u64 {
     let whole_pages = |value: u64| value & !(rustix::param::page_size() as u64 - 1);
     match file {
@@ -128,13 +128,13 @@ mod tests {
         assert_eq!(carried("50000 100000\n", 500_000, INFINITY), []);
         assert_eq!(carried("50000 100000\n", 500_000, 100_000), []);
         assert_eq!(carried("max 100000\n", 500_000, INFINITY), [(quota, INFINITY)]);
-        // runc produces this property from 0.505 processors, because runc rounds up to 1 %.
+        // For 0.505 CPUs, runc sets this property, because it rounds up to a whole percentage.
         assert_eq!(carried("50500 100000\n", 510_000, INFINITY), [(quota, 505_000)]);
         assert_eq!(
             carried("6250 50000\n", INFINITY, INFINITY),
             [(quota, 125_000), (period, 50_000)]
         );
-        // 33333 of 99999 µs is a third, which is no whole number of µs per second.
+        // 33333 of 99999 µs is a third, but a third of a second is no whole number of µs.
         assert_eq!(carried("33333 99999\n", INFINITY, 99_999), [(quota, 333_334)]);
         assert_eq!(carried("33333 99999\n", 333_334, 99_999), []);
         for broken in ["", "max", "a b", "1 0"] {

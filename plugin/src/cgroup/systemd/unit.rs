@@ -23,7 +23,7 @@ pub(super) const NAME: &str = "org.freedesktop.systemd1";
 /// cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
-    /// No unit owns exactly this cgroup, or the cgroup is gone. Only the file holds the protection.
+    /// No unit owns exactly this cgroup, or the cgroup is gone. systemd keeps no protection.
     NoUnit,
     /// The unit that owns the cgroup already had these properties.
     Unchanged,
@@ -70,8 +70,8 @@ impl Unit<'_> {
             return Ok(Persistence::Unchanged);
         }
         // Read the files after the properties. systemd writes the files before it reads the next
-        // message, so each file is at least as new as its property. In the other order, the plugin
-        // would revert a value that the kubelet sets meanwhile.
+        // message, so each file is at least as new as its property. In the reverse order, the
+        // plugin would revert a value that the kubelet sets meanwhile.
         let carried = carried(&numbers, |file| read(cgroup, file));
         if is_set && !carried.iter().any(|(property, _)| LIMITS.contains(property)) {
             return Ok(Persistence::Unchanged);
@@ -198,7 +198,7 @@ impl<'a> Unit<'a> {
     }
 }
 
-/// Returns whether an error of `GetAll` means that systemd has no such unit, or that no unit can
+/// Returns whether an error from `GetAll` means that systemd has no such unit, or that no unit can
 /// have this name.
 fn is_unknown(error: &zbus::Error) -> bool {
     use fdo::Error::{InvalidArgs, UnknownInterface, UnknownObject};

@@ -1,4 +1,4 @@
-//! Check of a value against its field's type and range.
+//! Checks a value against the type and the range of its field.
 
 use std::net::SocketAddr;
 
@@ -13,12 +13,12 @@ use crate::config::value::RawValue;
 pub(in crate::config) struct Mistake {
     /// Description of what the plugin expected.
     pub(in crate::config) expected: String,
-    /// Description of what the configuration has instead.
+    /// Description of what the configuration contains instead.
     pub(in crate::config) found: String,
 }
 
-/// Values to store: the value of the checked field and, after a mapping, the values of the
-/// mapping's fields.
+/// Values to store: the value of the checked field and, if it is a mapping, the values of the
+/// fields in the mapping.
 pub(in crate::config) type Values = Vec<(&'static Field, Value)>;
 
 impl Field {

@@ -1,4 +1,4 @@
-//! Field of the configuration as data: name, documentation, type, default and access.
+//! Struct that describes a configuration field: name, documentation, type, default and access.
 
 use crate::config::draft::Draft;
 use crate::config::model::Config;
@@ -41,7 +41,7 @@ pub enum Kind {
     Choice(&'static [Choice]),
     /// `true` or `false`.
     Boolean,
-    /// A whole number from 1.
+    /// A whole number of at least 1.
     Count {
         /// Highest number.
         most: u32,
@@ -57,7 +57,7 @@ pub enum Kind {
     QuantityOrAuto,
     /// An amount of memory above 0, or a share from 1% to 100%.
     QuantityOrShare,
-    /// A time above 0 with units, such as `1h 30m`.
+    /// A duration above 0 with units, such as `1h 30m`.
     Duration,
     /// The path of a cgroup below the root.
     Cgroup,

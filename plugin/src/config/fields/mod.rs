@@ -22,7 +22,7 @@ pub use self::field_type::{Choice, Field, Kind, Range};
 pub(super) use self::node::{GUARD, KUBE_CGROUP, KUBE_RESERVED, SYSTEM_CGROUP, SYSTEM_RESERVED};
 pub(super) use self::resizes::{RAISE, RESCUE};
 
-/// All fields in the order of the documentation. A field inside a mapping is only in the
+/// All fields in the order of the documentation. A field inside a mapping is not here but in the
 /// [`Kind::Mapping`] of this mapping.
 pub static FIELDS: &[&Field] = &[
     &values::MODE,
@@ -65,8 +65,7 @@ mod tests {
         })
     }
 
-    /// Parses a configuration that consists of one field and, if this field requires a second
-    /// field, of both.
+    /// Parses a configuration with one field. Adds a second field if the first field requires it.
     fn parse_field(outer: Option<&Field>, field: &Field, value: &str) -> Result<Config, String> {
         let text = match outer {
             Some(outer) => format!("{}: {{{}: {value}}}", outer.name, field.name),

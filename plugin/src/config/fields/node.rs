@@ -1,4 +1,4 @@
-//! Fields for the part of the node's memory that is not for pods.
+//! Fields for the part of the node's memory that pods cannot use.
 
 use crate::config::fields::access::access;
 use crate::config::fields::field_type::{Access, Field, Kind};

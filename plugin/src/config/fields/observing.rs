@@ -53,7 +53,7 @@ pub(super) static KUBECONFIG: Field = Field {
     unit: "",
     default: Some("null"),
     examples: &["/etc/plimsoll/kubeconfig"],
-    // In the chart, the plugin uses the service account of its pod instead.
+    // With the Helm chart, the plugin uses the service account of its pod instead.
     is_in_chart: false,
     access: access!(kubeconfig),
 };

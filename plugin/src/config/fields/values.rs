@@ -1,4 +1,4 @@
-//! Fields for the values of containers.
+//! Fields for the memory values of containers.
 
 use crate::config::fields::access::access;
 use crate::config::fields::field_type::{Access, Choice, Field, Kind, Range};

@@ -1,5 +1,5 @@
-//! containerd's configuration: the file in containerd's start command, and all files that this file
-//! imports.
+//! containerd's configuration: the file that containerd's start command names, and all files that
+//! this file imports.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -60,8 +60,8 @@ pub(crate) fn containerd_config(command: &str) -> Result<(String, String), Strin
     Ok((config, others.join(" ")))
 }
 
-/// Returns whether this version takes the whole NRI section from a single file, and knows plugins
-/// only by the names of a single file format. An unknown version counts as 2.0 or newer.
+/// Returns whether the version is before 2.0. An unknown version counts as 2.0 or newer. Before
+/// 2.0, containerd takes the whole NRI section from one file and uses one format for all files.
 fn is_before_2(version: Option<Version>) -> bool {
     version.is_some_and(|version| version < CONVERTS_FROM)
 }
@@ -71,7 +71,7 @@ fn is_before_2(version: Option<Version>) -> bool {
 /// containerd 1.7 looks plugins up by their short names in format 1, and by their full names in
 /// format 2 (`Decode` and `V1DisabledFilter` of `services/server/config`). containerd 2.0 and newer
 /// convert format 1, but convert `nri` to a name that no plugin has (`v1Migrate` of
-/// `cmd/containerd/server/config`). containerd 2.0 and newer keep full names.
+/// `cmd/containerd/server/config`). containerd 2.0 and newer do not change full names.
 pub(crate) fn nri_plugin(version: Option<Version>, form: i64) -> &'static str {
     if is_before_2(version) && form < 2 { SHORT_NRI_PLUGIN } else { NRI_PLUGIN }
 }
@@ -100,10 +100,10 @@ impl NriSettings {
     /// Returns containerd's settings from its main configuration file and all imports, in the order
     /// of the imports. An unknown version counts as 2.0 or newer.
     ///
-    /// containerd merges the files as `mergeConfig` of `cmd/containerd/server/config` does. Later
-    /// files override the NRI section of earlier files: since 2.0 only the keys that a later file
-    /// sets, before 2.0 the whole section. The value of `disabled_plugins` is the union of the
-    /// lists in all files.
+    /// containerd merges the files as `mergeConfig` of `cmd/containerd/server/config` does. Since
+    /// 2.0, the NRI section of a later file overrides only the keys that it contains. Before 2.0,
+    /// it replaces the whole section. The value of `disabled_plugins` is the union of the lists in
+    /// all files.
     pub(crate) fn of_containerd(host: &Path, version: Option<Version>) -> Self {
         let mut settings = Self::default();
         match find_config(host) {
@@ -162,8 +162,8 @@ impl NriSettings {
         files
     }
 
-    /// Returns the files that the file at `path` imports. Adds invalid entries of `imports` to the
-    /// problems.
+    /// Returns the files that the file at `path` imports. Adds invalid entries of `imports` to
+    /// `problems`.
     fn find_imports(&mut self, host: &Path, path: &str, table: &toml::Table) -> Vec<String> {
         let mut files = Vec::new();
         for import in texts(table, "imports") {
@@ -182,8 +182,8 @@ impl NriSettings {
 /// Returns the file format that containerd uses. If there is no file, returns the format of new
 /// files.
 ///
-/// Before 2.0, the last file that names a version decides the format of all files. Since 2.0, each
-/// file has its own format, and no imported file may have a newer format than the main file.
+/// Before 2.0, the last file with the key `version` determines the format of all files. Since 2.0,
+/// each file has its own format, and no imported file may have a newer format than the main file.
 fn file_format(files: &[(String, toml::Table)], main: &str, version: Option<Version>) -> i64 {
     if files.is_empty() {
         return NEW_FORMAT;
@@ -195,15 +195,14 @@ fn file_format(files: &[(String, toml::Table)], main: &str, version: Option<Vers
         true => files.iter().rev().find_map(named),
         false => files.iter().find(|(path, _)| path == main).and_then(named),
     };
-    // A file that names no version has format 1.
+    // A file without the key `version` has format 1.
     form.unwrap_or(1)
 }
 
 /// Path of containerd's main configuration file.
 enum ConfigPath {
     Known(String),
-    /// The default path, because the start command does not show the path. The second text is the
-    /// reason.
+    /// The default path, because the start command cannot be parsed. The second text explains why.
     Assumed(String, String),
 }
 
@@ -229,7 +228,7 @@ fn texts<'a>(table: &'a toml::Table, key: &str) -> impl Iterator<Item = &'a str>
 }
 
 /// Returns the files that an entry of containerd's `imports` selects. `parent` is the file that
-/// contains the entry. A relative entry is relative to the directory of `parent`.
+/// contains the entry. A relative entry starts at the directory of `parent`.
 fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'static str> {
     let import = match Path::new(parent).parent() {
         Some(directory) if !import.starts_with('/') => {
@@ -240,8 +239,7 @@ fn imported(host: &Path, parent: &str, import: &str) -> Result<Vec<String>, &'st
     if !import.contains('*') {
         return Ok(vec![import]);
     }
-    // For each further part with `*`, the search must list all directories that the earlier parts
-    // match.
+    // With a second `*`, the search would have to list every directory that the first part matches.
     if import.split('/').filter(|part| part.contains('*')).count() > 1 {
         return Err("expected at most one part with *; the import is ignored");
     }
@@ -357,12 +355,12 @@ mod tests {
             (old, full.clone(), "", 1, false),
             (old, format!("version = 2\n{full}"), "", 2, true),
             (old, format!("version = 2\n{short}"), "", 2, false),
-            // Before 2.0, the format of the last file that names one applies to all files.
+            // Before 2.0, the last file with a version determines the format of all files.
             (old, format!("version = 2\n{import}{short}"), "version = 1", 1, true),
             (old, format!("version = 2\n{import}{full}"), "version = 1", 1, false),
             (old, format!("{import}{full}"), "version = 2", 2, true),
             (old, format!("version = 2\n{import}{full}"), "version = 0", 2, true),
-            // Since 2.0, only a section with the full name configures NRI.
+            // Since 2.0, only a section with the full plugin name configures NRI.
             (new, short.clone(), "", 1, false),
             (new, full.clone(), "", 1, true),
             (new, format!("version = 3\n{full}"), "", 3, true),

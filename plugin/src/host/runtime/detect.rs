@@ -1,4 +1,4 @@
-//! Detection of the container runtimes on a node.
+//! Detects the container runtimes on a node.
 
 use std::fmt;
 use std::path::Path;
@@ -56,7 +56,7 @@ impl Runtime {
         let cause = match (&settings.is_off, version) {
             (_, Some(version)) if *version < kind.oldest => OffCause::Unsupported(*version),
             (Some((true, switch)), _) => OffCause::Switch(switch.clone()),
-            // A file that could not be read may switch NRI on.
+            // An unreadable file may contain a setting that switches NRI on.
             (None, Some(version)) if *version < kind.on_from && settings.unread.is_empty() => {
                 OffCause::Default(*version)
             }
@@ -66,7 +66,7 @@ impl Runtime {
     }
 }
 
-/// Explanation why NRI is off in a runtime. `Display` names the runtime and the cause.
+/// Explains why NRI is off in a runtime. `Display` names the runtime and the cause.
 #[derive(Clone, Debug)]
 pub(crate) struct NriOff {
     pub(crate) kind: &'static RuntimeKind,
@@ -75,14 +75,14 @@ pub(crate) struct NriOff {
     pub(crate) cause: OffCause,
 }
 
-/// Cause why NRI is off.
+/// Reason why NRI is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OffCause {
     /// This version of the runtime has no NRI.
     Unsupported(Version),
     /// A setting switches NRI off.
     Switch(NriSwitch),
-    /// No file has a setting, and NRI is off by default in this version.
+    /// No file switches NRI on or off, and NRI is off by default in this version.
     Default(Version),
 }
 

@@ -2,7 +2,7 @@
 
 use crate::host::version::Version;
 
-/// Product of a container runtime.
+/// Container runtime that the plugin supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuntimeProduct {
     /// containerd.
@@ -15,7 +15,7 @@ impl RuntimeProduct {
     /// All products.
     pub(crate) const ALL: [Self; 2] = [Self::Containerd, Self::Crio];
 
-    /// Returns the properties of the product.
+    /// Returns the properties of this runtime.
     pub(crate) fn kind(self) -> &'static RuntimeKind {
         match self {
             Self::Containerd => &CONTAINERD,
@@ -43,7 +43,7 @@ pub(crate) struct RuntimeKind {
     pub(crate) keys: NriKeys,
 }
 
-/// Configuration keys of the NRI settings other than the switch.
+/// Configuration keys for NRI, except the key that switches NRI on and off.
 #[derive(Debug)]
 pub(crate) struct NriKeys {
     pub(crate) plugin_path: &'static str,

@@ -9,7 +9,7 @@ use plimsoll_core::units::excerpt;
 use crate::host::files::{below, read};
 use crate::host::runtime::kind::{NriKeys, RuntimeKind};
 
-/// Maximum number of configuration files read for containerd, and of drop-ins read for CRI-O.
+/// Maximum number of files to read: configuration files of containerd, or drop-ins of CRI-O.
 pub(crate) const MOST_FILES: usize = 64;
 
 /// Setting that switches NRI on or off. `Display` names the setting and its file.
@@ -50,8 +50,8 @@ impl fmt::Display for NriSwitch {
 /// NRI settings of a runtime, merged from its configuration files.
 #[derive(Debug, Default)]
 pub(crate) struct NriSettings {
-    /// Whether NRI is switched off, and the setting that decides. `None` if no file has such a
-    /// setting.
+    /// Whether NRI is switched off, and the setting that determines this. `None` if no file
+    /// switches NRI on or off.
     pub(crate) is_off: Option<(bool, NriSwitch)>,
     /// Directory of the plugins that the runtime launches. In this field and the next four, `None`
     /// means the runtime's default.
@@ -67,11 +67,11 @@ pub(crate) struct NriSettings {
     /// Whether the runtime accepts no connections from plugins and uses only plugins that it
     /// launches.
     pub(crate) takes_no_connections: bool,
-    /// Whether containerd's CRI plugin is disabled, so that containerd serves no kubelet.
+    /// Whether containerd's CRI plugin is disabled, so that no kubelet can use containerd.
     pub(crate) is_without_cri: bool,
     /// Number of files that were read.
     pub(crate) files: usize,
-    /// Files and settings with an unexpected form.
+    /// Messages about malformed files and settings.
     pub(crate) problems: Vec<String>,
     /// Files that could not be read, each with the error. Includes an `ExecStart` that does not
     /// show which configuration file containerd uses.
@@ -108,8 +108,7 @@ impl NriSettings {
             .ok()
     }
 
-    /// Discards the NRI sections of all files read so far. Keeps what other sections of these files
-    /// say.
+    /// Discards the NRI sections of all files read so far. Keeps the settings from other sections.
     pub(super) fn forget_section(&mut self) {
         let Self { is_without_cri, files, problems, unread, main, form, plugin, imports, .. } =
             std::mem::take(self);
@@ -151,7 +150,7 @@ impl NriSettings {
     }
 }
 
-/// Key whose value has the wrong type.
+/// Error: the value of a key has the wrong type.
 struct WrongType {
     key: &'static str,
     expected: &'static str,

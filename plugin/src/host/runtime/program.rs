@@ -1,4 +1,4 @@
-//! Program of a runtime: its paths, and the version that it prints.
+//! Executable file of a container runtime: its paths, and the version that it prints.
 
 use std::io::Read;
 use std::path::Path;

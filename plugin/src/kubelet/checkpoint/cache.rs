@@ -1,4 +1,4 @@
-//! Cache of one checkpoint file, which is read again only when the file changes.
+//! Cache for one checkpoint file. The plugin reads the file again only when it changes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -20,7 +20,7 @@ pub(super) struct Cached {
     /// Reason why some or all of the file's entries are unknown.
     pub(super) problem: Option<Problem>,
     /// Kind of the last I/O error. The plugin reports an error only if its kind differs from the
-    /// last one.
+    /// previous error.
     failure: Option<io::ErrorKind>,
 }
 
@@ -57,7 +57,7 @@ impl Cached {
         }
         let mut bytes = Vec::with_capacity(version.size as usize);
         if let Err(error) = file.take(LARGEST_FILE).read_to_end(&mut bytes) {
-            // The next attempt may be able to read the same version.
+            // The next attempt may be able to read the same version of the file.
             return self.failed(path, error, problems);
         }
         match parse(bytes) {
@@ -137,7 +137,7 @@ impl Version {
     }
 }
 
-/// Opens a regular file. The function follows no symbolic link and does not block on a pipe.
+/// Opens a regular file. The function does not follow symbolic links and does not block on a pipe.
 /// Returns `None` for a file that is not a regular file.
 fn open(path: &Path) -> io::Result<(Option<File>, Version)> {
     let metadata = path.symlink_metadata()?;

@@ -60,13 +60,13 @@ pub enum CheckpointError {
     },
 }
 
-/// Error: the bytes are no checkpoint in a format that the plugin knows.
+/// Error: the file is not a checkpoint in a format that the plugin knows.
 #[derive(Debug, Error)]
 pub enum FormError {
-    /// The envelope is not JSON, or differs from the envelopes that the kubelet writes.
+    /// The file is not JSON, or its outer object differs from what the kubelet writes.
     #[error("expected JSON with a string 'data', as the kubelet writes it: {0}")]
     Envelope(serde_json::Error),
-    /// The data in the envelope is not JSON, or differs from the data that the kubelet writes.
+    /// The string `data` is not JSON, or differs from what the kubelet writes.
     #[error("expected JSON with 'entries' in 'data', as the kubelet writes it: {0}")]
     Data(serde_json::Error),
     /// The kubelet is newer than this plugin and no longer writes `entries`.

@@ -62,8 +62,8 @@ impl Records {
 
 /// Parses a checkpoint file.
 ///
-/// Frees the bytes of the file before the parsing of the inner JSON. The peak of memory usage is
-/// therefore not much above the size of the file.
+/// Frees the bytes of the file before parsing the inner JSON, so that the peak memory usage is not
+/// much higher than the size of the file.
 ///
 /// # Errors
 ///
@@ -91,7 +91,7 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
     drop(envelope.data);
 
     // If there are no pods, the kubelet writes neither `entries` nor `podList`. A file with only a
-    // `podList` has a newer version of the format.
+    // `podList` has a newer format.
     let known_version = envelope.version.as_deref().is_none_or(|version| version == "v2");
     if data.entries.is_none()
         && data.allocation_entries.is_none()
@@ -123,11 +123,11 @@ pub fn parse(file: Vec<u8>) -> Result<Records, FormError> {
     Ok(records)
 }
 
-/// Resources of containers, by name. Go writes an empty map or list as `null`.
+/// Resources of containers, by container name. Go writes an empty map or list as `null`.
 type RawContainers = Pairs<Option<RawResources>>;
 
-/// JSON object as a list of its pairs. The creation of many small maps would take longer than the
-/// rest of the parsing.
+/// JSON object, stored as a list of keys with values. Building many small maps would take longer
+/// than the rest of the parsing.
 struct Pairs<V>(Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {

@@ -1,4 +1,4 @@
-//! Search for the entries of a container and its pod in the kubelet's checkpoint files.
+//! Finds the entries of a container and its pod in the kubelet's checkpoint files.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::cache::{Cached, Version};
 use super::error::CheckpointError;
 use super::record::PodRecord;
 
-/// The kubelet's checkpoint entries for a container and its pod, as far as these entries exist.
+/// The kubelet's checkpoint entries for a container and its pod, if these entries exist.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerRecords {
     /// Entry of the container.
@@ -23,7 +23,7 @@ pub struct ContainerRecords {
 /// Result of a search for the kubelet's checkpoint entries.
 pub type RecordSearch = Result<ContainerRecords, Inconclusive>;
 
-/// Reason for the look-up. The reason decides which file has the correct entry.
+/// Reason for the look-up. This determines which file has the correct entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
     /// The runtime creates the container, or the plugin found it running. The entry must show the
@@ -35,9 +35,9 @@ pub enum Moment {
 }
 
 impl Moment {
-    /// Returns the files to search, best first. Kubernetes 1.32 writes only the last file. A newer
-    /// kubelet may omit a container from the best file. For example, 1.33 omits init containers
-    /// from the actuated file.
+    /// Returns the files in the order of the search. Kubernetes 1.32 writes only the last file. A
+    /// newer kubelet may omit a container from the first file. For example, 1.33 omits init
+    /// containers from the actuated file.
     const fn files(self) -> [CheckpointFile; 3] {
         match self {
             Self::Create => {
@@ -55,8 +55,8 @@ impl Moment {
 pub struct Lookup {
     /// Entries from the first readable file that has an entry for the container.
     pub found: RecordSearch,
-    /// Problems with files that this look-up could not read. For each version of a file, only one
-    /// look-up returns the problem, so the caller can log every problem.
+    /// Problems with files that this look-up could not read. Only one look-up returns the problem
+    /// with a version of a file, so the caller can log each problem without repetition.
     pub problems: Vec<CheckpointError>,
 }
 
@@ -80,7 +80,7 @@ impl Checkpoints {
     }
 
     /// Finds the checkpoint entry of a container. A missing file is no problem, because older
-    /// kubelets have fewer files.
+    /// kubelets write fewer files.
     pub fn lookup(&mut self, uid: &PodUid, container: &str, moment: Moment) -> Lookup {
         let mut problems = Vec::new();
         let mut search = Search::new(uid, container);
@@ -133,7 +133,7 @@ impl Checkpoints {
     }
 }
 
-/// Search for a container's entry in one file after the other.
+/// Search that looks for a container's entry in the files one by one.
 struct Search<'a> {
     uid: &'a PodUid,
     container: &'a str,
@@ -158,7 +158,7 @@ impl<'a> Search<'a> {
     /// Searches one file. Returns true if the search is complete and needs no further file.
     fn is_over(&mut self, file: CheckpointFile, cached: &Cached) -> bool {
         if cached.is_unreadable() {
-            // Kubelets after 1.32 no longer write this file, so it does not matter if another file
+            // Kubelets after 1.32 do not write StatusManager, so ignore its error if another file
             // exists.
             self.is_inconclusive |= file != CheckpointFile::StatusManager || !self.is_read;
             return false;
@@ -362,8 +362,8 @@ mod tests {
             (Some(&good[..20]), Some(&*other), None, Err(Inconclusive)),
             (Some(&*other), Some(&good[..20]), None, Err(Inconclusive)),
             (Some(&*other), None, None, Ok(false)),
-            // An older kubelet wrote this file, so the file does not matter for the pods of a newer
-            // kubelet.
+            // Only an older kubelet writes the third file, so the search can ignore it if a newer
+            // kubelet wrote the first file.
             (Some(&*other), None, Some("garbage"), Ok(false)),
             (None, None, Some("garbage"), Err(Inconclusive)),
         ] {

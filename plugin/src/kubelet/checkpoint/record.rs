@@ -5,8 +5,8 @@ use plimsoll_core::units::{Bytes, MilliCpu};
 /// The kubelet's checkpoint entry for one pod.
 #[derive(Debug)]
 pub struct PodRecord {
-    /// Entries of the containers, with the containers' names. `None` is an unreadable entry. A pod
-    /// has few containers, so a list is smaller than a map and as fast.
+    /// Entries of the containers, with the containers' names. `None` means that the entry is
+    /// unreadable. A pod has few containers, so a list is smaller than a map and as fast.
     pub(super) containers: Box<[(Box<str>, Option<Entry>)]>,
     pub(super) pod_level: PodLevel,
 }

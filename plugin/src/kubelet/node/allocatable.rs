@@ -1,4 +1,4 @@
-//! Choice of the source of node allocatable.
+//! Chooses the source for the amount of node allocatable memory.
 
 use std::fmt;
 
@@ -15,12 +15,12 @@ pub enum AllocatableSource {
     /// The kubelet's configuration, confirmed by `memory.max` of kubepods.
     KubeletConfigConfirmed,
     /// `memory.max` of kubepods minus the eviction threshold, because the kubelet's configuration
-    /// does not explain `memory.max` of kubepods.
+    /// leads to a different `memory.max`.
     KubepodsOverConfig,
     /// `memory.max` of kubepods minus the eviction threshold, because no kubelet configuration is
     /// readable.
     Kubepods,
-    /// Total memory without hugepages, because the node shows no sign of a kubelet.
+    /// Total memory without hugepages, because the plugin found no kubelet on the node.
     AllMemory,
     /// No source, because the plugin could read none of the sources.
     Nowhere,

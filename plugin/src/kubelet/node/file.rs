@@ -1,4 +1,4 @@
-//! Reading of small files, up to a maximum size.
+//! Reads small files, up to a maximum size.
 
 use std::io;
 use std::path::Path;

@@ -22,7 +22,7 @@ pub struct KubeletReservations {
     pub eviction: Threshold,
     /// Whether the list `enforceNodeAllocatable` contains `pods`. The default list contains `pods`.
     pub enforced_for_pods: bool,
-    /// Whether the kubelet's own MemoryQoS feature is on, as far as the configuration shows.
+    /// Whether the kubelet's own MemoryQoS feature is on according to this configuration.
     pub memory_qos: MemoryQos,
 }
 
@@ -31,8 +31,8 @@ impl KubeletReservations {
     ///
     /// # Errors
     ///
-    /// Fails if the text is not YAML or if one of these fields is malformed. The error is a
-    /// sentence.
+    /// Fails if the text is not YAML or if one of these fields is malformed. The error text is a
+    /// whole sentence.
     pub fn parse(text: &str) -> Result<Self, String> {
         let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
         let raw: Option<RawConfig> =
@@ -62,7 +62,7 @@ impl KubeletReservations {
 pub enum Threshold {
     /// Amount of memory.
     Bytes(Bytes),
-    /// Share of the total memory as a 32-bit fraction of 1, the type that the kubelet uses.
+    /// Fraction of the total memory. The kubelet also uses a 32-bit float.
     Share(f32),
 }
 
@@ -140,7 +140,7 @@ impl RawConfig {
     }
 }
 
-/// Returns the amount of memory in a list of reserved resources. Errors call the list `field`.
+/// Returns the memory in a list of reserved resources. `field` is the name of the list in errors.
 fn reserved(field: &str, list: Option<&BTreeMap<String, Option<String>>>) -> Result<Bytes, String> {
     match list.and_then(|list| list.get("memory")?.as_deref()) {
         Some(text) => {
@@ -211,7 +211,7 @@ mod tests {
             ("evictionHard: {memory.available: 1Gi}", 8192, mib(1024)),
             ("evictionHard: {memory.available: '0'}", 8192, Bytes::ZERO),
             ("evictionHard: {memory.available: 25%}", 8192, mib(2048)),
-            // 0.05 as a 32-bit fraction is slightly more than 0.05.
+            // As a 32-bit float, 0.05 is slightly more than 0.05.
             ("evictionHard: {memory.available: '5%'}", 8192, Bytes::new(429_496_736)),
         ] {
             let reservations = KubeletReservations::parse(config).unwrap();

@@ -24,8 +24,8 @@ impl MemInfo {
     ///
     /// # Errors
     ///
-    /// Fails if there is no readable `MemTotal`. The error is a sentence. Other lines may be
-    /// missing or malformed.
+    /// Fails if there is no readable `MemTotal`. The error text is a whole sentence. Other lines
+    /// may be missing or malformed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;

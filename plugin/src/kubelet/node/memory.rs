@@ -32,8 +32,8 @@ pub struct NodeMemory {
     pub source: AllocatableSource,
     /// Errors for files and cgroups that the plugin could not read and therefore ignores.
     pub problems: Vec<NodeError>,
-    /// Signs in the kubelet's configuration that the kubelet sets the same cgroup files as the
-    /// plugin, each with the solution.
+    /// Conflicts: settings that make the kubelet set the same cgroup files as the plugin, each with
+    /// the solution.
     pub conflicts: Vec<Conflict>,
     /// Reason why the plugin does not know whether the kubelet sets the same cgroup files as the
     /// plugin.
@@ -89,9 +89,9 @@ impl fmt::Display for NodeMemory {
 }
 
 impl NodeMemory {
-    /// Reads the node whose file system is at `root`, usually `/`. Never fails, but lists
+    /// Examines the node whose file system is at `root`, usually `/`. Never fails, but lists
     /// unreadable files in `problems`. A missing file is a problem only if no other source can
-    /// replace the file. `guard` is the stored change of the node guard.
+    /// replace the file. `guard` describes how the node guard changed `memory.max` of kubepods.
     pub fn discover(root: &Path, page: PageSize, guard: io::Result<Option<GuardRecord>>) -> Self {
         let mut files = Files { root, problems: Vec::new() };
         let meminfo = files.read(MEMINFO);
@@ -187,8 +187,8 @@ fn settle(
     }
 }
 
-/// Finds the cgroups of all pods on the node whose file system is at `root`. Also returns errors
-/// for cgroups that the search could not list.
+/// Finds the kubepods cgroups on the node whose file system is at `root`. Also returns errors for
+/// cgroups that the search could not list.
 fn find_kubepods(root: &Path) -> (Vec<CgroupPath>, Vec<NodeError>) {
     match CgroupRoot::open(&root.join(CGROUPS)) {
         Ok(root) => {
@@ -218,7 +218,7 @@ mod tests {
         Bytes::new(amount * MIB)
     }
 
-    /// Creates a file system with these files and reads the node in it.
+    /// Creates a directory with these files and reads it as the node's file system.
     fn node(files: &[(&str, &str)]) -> (TempDir, NodeMemory) {
         let root = TempDir::new().unwrap();
         for (path, text) in [("sys/fs/cgroup/cgroup.controllers", "memory\n")].iter().chain(files) {
@@ -281,7 +281,7 @@ evictionHard:
         let (_root, guarded) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4294967296\n")]);
         let (_root, before) = node(&[files[0], (KUBEPODS_MAX[1], "max\n")]);
         assert_eq!((guarded.allocatable, guarded.source), (before.allocatable, before.source));
-        // The kubelet has set a lower limit.
+        // The kubelet has set a lower memory.max.
         let (_root, lower) = node(&[files[0], files[1], (KUBEPODS_MAX[1], "4290772992\n")]);
         assert_eq!(lower.allocatable, Some(Bytes::new(4_290_772_992 - (100 << 20))));
     }

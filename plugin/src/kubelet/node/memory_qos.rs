@@ -11,8 +11,7 @@ pub enum MemoryQos {
     Off,
     /// MemoryQoS is on.
     On(Conflict),
-    /// The state depends on the kubelet's version. MemoryQoS is on only since Kubernetes 1.37, or
-    /// only before 1.37.
+    /// The state depends on the kubelet's version: it changes with Kubernetes 1.37.
     ByVersion,
 }
 
@@ -61,7 +60,7 @@ pub enum UnknownMemoryQos {
          kubelet, whatever its version is"
     )]
     DefaultOfVersion,
-    /// The kubelet's configuration is not at the expected path. The value holds the other known
+    /// The kubelet's configuration is not at the expected path. The value contains the other known
     /// paths at which a file exists.
     #[error(
         "found no configuration of the kubelet at /{KUBELET_CONFIG}{}; see which file and flags \

@@ -3,17 +3,17 @@
 //!
 //! The kubelet computes node allocatable as total memory minus system-reserved, kube-reserved,
 //! hugepages and the hard eviction threshold (`pkg/kubelet/cm/node_container_manager_linux.go`).
-//! The kubelet does not store the result where a plugin could read it, but leaves two traces:
+//! The kubelet does not write the result to a file, so the plugin uses two sources:
 //!
-//! - its configuration file, which may be incomplete because flags and drop-in files override it;
+//! - the kubelet's configuration file, which flags and drop-in files may override;
 //! - `memory.max` of the `kubepods` cgroup, rounded down to pages. This value includes the eviction
 //!   threshold. A kubelet that does not enforce node allocatable for pods sets this value to all
 //!   memory of the node.
 //!
-//! If the configuration explains the `memory.max` of kubepods, the plugin uses the exact amount
-//! from the configuration. If configuration and `memory.max` disagree, the plugin uses
-//! `memory.max`, because this is the limit in force. If both are missing, the node is no Kubernetes
-//! node, and pods may use all memory except hugepages.
+//! If the configuration matches the `memory.max` of kubepods, the plugin uses the exact amount from
+//! the configuration. If configuration and `memory.max` disagree, the plugin uses `memory.max`,
+//! because this is the limit in force. If both are missing, the node is no Kubernetes node, and
+//! pods may use all memory except hugepages.
 
 mod allocatable;
 mod file;
