@@ -14,7 +14,7 @@ use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Knob, Limit};
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::kubelet::checkpoint::Moment;
 use crate::state::originals::Values;
-use crate::state::update_phase::{HighOverride, StoredValues, UpdatePhase, stored_values};
+use crate::state::update_phase::{HighOverride, StoredValues, UpdatePhase};
 
 /// Data about a container, most of which the runtime reported.
 #[derive(Clone, Debug, PartialEq)]
@@ -157,7 +157,7 @@ impl DesiredState {
 
     /// Returns the desired values as [`StoredValues`], the type that an [`UpdatePhase`] stores.
     pub fn stored_values(&self) -> StoredValues {
-        stored_values(&self.values())
+        KNOBS.map(|knob| self.value(knob))
     }
 
     /// Returns whether the container is unmanaged: the policy has no value for the container, but

@@ -211,8 +211,7 @@ impl Containers {
     }
 
     /// Records the accepted update with this identifier. `revise` sets the container's new limits.
-    /// Returns the container, and the last intended limits of this container or of an earlier
-    /// container with its name. Returns `None` if the plugin has removed the container meanwhile.
+    /// Returns the container. Returns `None` if the plugin has removed the container meanwhile.
     pub fn accept(
         &self,
         id: &str,
@@ -220,12 +219,12 @@ impl Containers {
         sets_limit: bool,
         revise: impl FnOnce(&mut Container),
     ) -> Option<Arc<Container>> {
-        self.change(id, |container| {
-            revise(container);
-            container.phase.accept(update, sets_limit);
-        })?;
         let mut known = lock(&self.known);
-        let container = known.by_id.get(id)?.clone();
+        let stored = known.by_id.get_mut(id)?;
+        let container = Arc::make_mut(stored);
+        revise(container);
+        container.phase.accept(update, sets_limit);
+        let container = stored.clone();
         known.insert(container.clone());
         Some(container)
     }

@@ -21,6 +21,20 @@ pub struct PodView {
 }
 
 impl Containers {
+    /// Finds the other containers of a container's pod, and collects evidence about the pod's
+    /// limits. `is_alive` returns whether another container of the pod has not ended.
+    pub fn view_pod_of(
+        &self,
+        container: &Container,
+        former: Option<Limits>,
+        recorded: &RecordSearch,
+        is_alive: impl Fn(&Container) -> bool,
+    ) -> PodView {
+        let mut others = self.in_sandbox(&container.sandbox);
+        others.retain(|other| other.name != container.name && is_alive(other));
+        self.view_pod(container, former, &others, recorded)
+    }
+
     /// Collects the evidence about the limits of a container's pod.
     ///
     /// `recorded` is the kubelet's checkpoint entry of the pod. `former` are the previous intended

@@ -42,9 +42,7 @@ impl Containers {
         is_alive: impl Fn(&Container) -> bool,
     ) -> Resolved {
         let desired_state = self.decide(&container, record);
-        let mut others = self.in_sandbox(&container.sandbox);
-        others.retain(|other| other.name != container.name && is_alive(other));
-        let pod = self.view_pod(&container, former, &others, record);
+        let pod = self.view_pod_of(&container, former, record, is_alive);
         let is_changed = former != Some(container.limits());
         let incidents = if is_changed {
             [self.beyond_node(&container), self.overcommitted(&container, &desired_state)]

@@ -37,7 +37,7 @@ impl GuardRecord {
     }
 }
 
-/// What the plugin should do with `memory.max` of kubepods.
+/// Action of the plugin on `memory.max` of kubepods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuardStep {
     /// Leave the file, because the file already has the right value.

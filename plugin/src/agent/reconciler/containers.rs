@@ -32,7 +32,7 @@ fn log_unreadable(container: &Container, error: &CgroupError) {
 impl Reconciler {
     /// Compares the containers' desired values with their files, and repairs the files. Each flag
     /// in `batch` says whether inotify has reported a write to the container's files.
-    pub(super) async fn check_containers(&mut self, batch: &[(String, bool)]) {
+    pub(super) fn check_containers(&mut self, batch: &[(String, bool)]) {
         let enforces = self.containers.settings().enforces();
         let mut pending = Vec::new();
         for (id, touched) in batch {

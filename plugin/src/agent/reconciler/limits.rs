@@ -71,10 +71,9 @@ impl Reconciler {
     /// `limit`. A lower limit of the pod would make `limit` useless.
     fn raise_pod_for(&self, container: &Container, limit: Bytes) {
         let raised = Container { limit: Limit::Bytes(limit), ..container.clone() };
-        let mut others = self.containers.in_sandbox(&container.sandbox);
-        others.retain(|other| other.name != container.name && self.levels.is_alive(other));
         let record = self.containers.record(container);
-        let pod = self.containers.view_pod(&raised, None, &others, &record);
+        let is_alive = |other: &Container| self.levels.is_alive(other);
+        let pod = self.containers.view_pod_of(&raised, None, &record, is_alive);
         let raise = self.levels.raise_limits(&raised, &pod, false);
         self.reports.report_all(raise.incidents);
     }

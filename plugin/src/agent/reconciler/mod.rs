@@ -328,7 +328,7 @@ impl Reconciler {
         let synchronized = self.levels.synchronized();
         let containers: Vec<_> = due.containers.into_iter().collect();
         for batch in containers.chunks(BATCH * 16) {
-            self.check_containers(batch).await;
+            self.check_containers(batch);
         }
         if due.all {
             self.settle_levels(synchronized);

@@ -98,19 +98,14 @@ impl Service {
         if settings.is_restored || settings.config.shrink == Shrink::Allow {
             return Ok(None);
         }
+        let is_deferred = settings.config.shrink == Shrink::Defer;
+        let incident = if is_deferred { Incident::CutDeferred } else { Incident::CutRejected };
         if settings.observes() {
             if let Some(decrease) = self.decreases.check(container) {
-                let is_deferred = settings.config.shrink == Shrink::Defer;
-                let what = if is_deferred {
-                    Incident::CutDeferred(decrease)
-                } else {
-                    Incident::CutRejected(decrease)
-                };
-                self.reports.report_planned(&container.into(), &what);
+                self.reports.report_planned(&container.into(), &incident(decrease));
             }
             return Ok(None);
         }
-        let is_deferred = settings.config.shrink == Shrink::Defer;
         let budget = *lock(&self.budget) * DECREASE_BUDGET;
         let (in_force, refusal) = match self.decreases.prepare(container, Party::User, budget).await
         {
@@ -118,12 +113,7 @@ impl Service {
             Ok(DecreaseResult::Busy { in_force }) => (in_force, DECREASE_BUSY),
             Ok(DecreaseResult::WouldKill { in_force, usage }) => {
                 let decrease = LowerLimit { limit: container.limit, in_force, usage };
-                let incident = if is_deferred {
-                    Incident::CutDeferred(decrease)
-                } else {
-                    Incident::CutRejected(decrease)
-                };
-                self.reports.report(&container.into(), &incident);
+                self.reports.report(&container.into(), &incident(decrease));
                 (in_force, WOULD_KILL)
             }
             Err(error) => {

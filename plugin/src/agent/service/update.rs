@@ -40,7 +40,8 @@ impl Service {
         // Therefore schedule a check.
         self.enqueue(WorkItem::CheckUpdateLater(known.id.clone(), update));
         let sets_limit = asked_limit(&resources) != 0;
-        let mut updated = with_resources(&known, &resources);
+        let mut updated = (*known).clone();
+        revise(&mut updated, &resources);
         let mut instead = None;
         if sets_limit {
             updated.limit = limit(asked_limit(&resources), self.page_size(), &updated);
@@ -65,7 +66,10 @@ impl Service {
         }
         let store = |containers: &Containers| {
             containers.accept(&known.id, update, sets_limit, |now| {
-                revise(now, &updated, sets_limit);
+                revise(now, &resources);
+                if sets_limit {
+                    (now.limit, now.asked) = (updated.limit, updated.asked);
+                }
             })
         };
         let Some(Resolved { container, desired_state, .. }) = self.resolve(&updated, store).await
@@ -137,29 +141,15 @@ fn asked_limit(resources: &LinuxResources) -> i64 {
     resources.memory.limit.as_ref().map_or(0, |limit| limit.value)
 }
 
-/// Copies the changes of the user's update to a container.
-fn revise(container: &mut Container, updated: &Container, sets_limit: bool) {
-    if sets_limit {
-        (container.limit, container.asked) = (updated.limit, updated.asked);
-    }
-    container.moment = updated.moment;
-    container.cpu = updated.cpu;
-    container.cpu_shares = updated.cpu_shares;
-    container.swap_max = updated.swap_max;
-    container.unified.clone_from(&updated.unified);
-}
-
-/// Returns the container with all changes of the update except the memory limit.
-fn with_resources(known: &Container, resources: &LinuxResources) -> Container {
-    let mut updated = known.clone();
-    updated.moment = Moment::Update;
-    updated.cpu = cpu(resources, updated.cpu);
-    updated.cpu_shares = shares(resources, updated.cpu_shares);
-    updated.swap_max = None;
+/// Gives a container all changes of the update except the memory limit.
+fn revise(container: &mut Container, resources: &LinuxResources) {
+    container.moment = Moment::Update;
+    container.cpu = cpu(resources, container.cpu);
+    container.cpu_shares = shares(resources, container.cpu_shares);
+    container.swap_max = None;
     if !resources.unified.is_empty() {
-        updated.unified.clone_from(&resources.unified);
+        container.unified.clone_from(&resources.unified);
     }
-    updated
 }
 
 /// Returns the values for the reply. The runtime stores the values of earlier replies and sets them

@@ -1,6 +1,6 @@
 //! Counters and gauges in the OpenMetrics format.
 //!
-//! By default no series names a pod or a container, so the number of series does not grow with the
+//! No series names a pod or a container by default, so the number of series does not grow with the
 //! number of containers. The setting `containerMetrics` adds series for each container. A series
 //! that cAdvisor also has gets cAdvisor's labels, and cAdvisor's name with the prefix `plimsoll_`.
 

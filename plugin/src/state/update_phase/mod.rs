@@ -17,5 +17,5 @@ mod tests;
 
 pub use self::phase::{
     HighOverride, LimitMeaning, LimitOrigin, LimitRequest, Party, StoredValues, UpdateId,
-    UpdatePhase, UpdateResult, stored_values,
+    UpdatePhase, UpdateResult,
 };

@@ -1,9 +1,8 @@
 //! The phase of a container's updates, and queries about the actions that this phase allows.
 
-use plimsoll_core::units::{Knob, Limit};
-use tokio::time::Instant;
-
 use plimsoll_core::policy::KNOBS;
+use plimsoll_core::units::Limit;
+use tokio::time::Instant;
 
 /// Identifier of a user's update. Newer updates have larger identifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -281,9 +280,4 @@ impl UpdatePhase {
     pub fn has_stored(&self, values: &StoredValues) -> bool {
         self.stored.as_ref() == Some(values)
     }
-}
-
-/// Returns the desired values as an array in the order of [`KNOBS`].
-pub fn stored_values(values: &[(Knob, Limit)]) -> StoredValues {
-    KNOBS.map(|wanted| values.iter().find(|(knob, _)| *knob == wanted).map(|(_, value)| *value))
 }

@@ -2,6 +2,7 @@
 //! with random orders of events. The model calls the methods of `UpdatePhase` at the same steps as
 //! the plugin.
 
+use plimsoll_core::policy::KNOBS;
 use plimsoll_core::units::{Bytes, Knob, Limit};
 use proptest::prelude::{Arbitrary, BoxedStrategy, Just, Strategy};
 use proptest::prop_oneof;
@@ -9,7 +10,6 @@ use tokio::time::Instant;
 
 use super::super::{
     LimitMeaning, LimitOrigin, LimitRequest, Party, StoredValues, UpdateId, UpdatePhase,
-    stored_values,
 };
 
 /// Event of the model. An event that is impossible in the current state has no effect.
@@ -249,7 +249,7 @@ impl World {
 
     fn values(&self, limit: u64) -> StoredValues {
         let high = self.desired_high(limit);
-        stored_values(&high.map(|high| (Knob::High, high)).into_iter().collect::<Vec<_>>())
+        KNOBS.map(|knob| high.filter(|_| knob == Knob::High))
     }
 
     pub(super) fn happens(&mut self, event: Event) {
