@@ -299,7 +299,7 @@ fn try_prepare(
     // the limit much later.
     let line = Limit::Bytes(cgroup.usage()?.max(limit_decrease::margin(limit)).min(most));
     if high > line {
-        cgroup.write(Knob::High, line)?;
+        cgroup.write_knob(Knob::High, line)?;
     }
     let usage = cgroup.usage_in_parts()?;
     // The usage may be a little above memory.high, because each CPU charges memory in batches.
@@ -326,7 +326,7 @@ fn restore_high(cgroup: &Cgroup, high: Limit) {
     // The write may fail because the cgroup no longer exists. After any other failure, the next
     // check of the container finds the wrong value.
     if cgroup.read(Knob::High).is_ok_and(|now| now != high) {
-        let _ = cgroup.write(Knob::High, high);
+        let _ = cgroup.write_knob(Knob::High, high);
     }
 }
 

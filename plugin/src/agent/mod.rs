@@ -3,7 +3,6 @@
 pub mod configurator;
 pub mod decrease;
 pub mod deferrals;
-pub mod guard;
 pub mod handles;
 pub mod kills;
 pub(crate) mod memory;

@@ -45,7 +45,7 @@ impl Cgroup {
     ///
     /// [`CgroupError::Gone`] if the cgroup was removed; otherwise the error that the kernel
     /// returns.
-    pub fn write(&self, knob: Knob, value: Limit) -> Result<(), CgroupError> {
+    pub fn write_knob(&self, knob: Knob, value: Limit) -> Result<(), CgroupError> {
         let text = value.to_string();
         self.write_text(knob.file_name(), &text)?;
         match self.inner.as_ref().map(|inner| self.write_in(inner, knob.file_name(), &text)) {
@@ -185,16 +185,16 @@ mod tests {
         let tree = Tree::new();
         tree.make("a", &[("memory.min", "1048576\n"), ("memory.current", "8192\n")]);
         let cgroup = tree.cgroup("a").unwrap();
-        cgroup.write(Knob::Min, Limit::Bytes(Bytes::new(4096))).unwrap();
+        cgroup.write_knob(Knob::Min, Limit::Bytes(Bytes::new(4096))).unwrap();
         assert_eq!(cgroup.read(Knob::Min).unwrap(), Limit::Bytes(Bytes::new(4096)));
         assert_eq!(cgroup.usage().unwrap(), Bytes::new(8192));
         assert!(matches!(
-            cgroup.write(Knob::Low, Limit::Max),
+            cgroup.write_knob(Knob::Low, Limit::Max),
             Err(CgroupError::Unsupported { .. })
         ));
         assert!(!tree.0.path().join("a/memory.low").exists());
         fs::remove_dir_all(tree.0.path().join("a")).unwrap();
-        assert!(matches!(cgroup.write(Knob::Min, Limit::Max), Err(CgroupError::Gone(_))));
+        assert!(matches!(cgroup.write_knob(Knob::Min, Limit::Max), Err(CgroupError::Gone(_))));
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
         tree.make("a/crio-1.scope", &[("memory.min", "8192\n")]);
         tree.make("a/crio-1.scope/container", &[("memory.min", "0\n")]);
         assert_eq!(cgroup.read(Knob::Min).unwrap(), bytes(8192), "the scope has the same value");
-        cgroup.write(Knob::High, Limit::Max).unwrap();
+        cgroup.write_knob(Knob::High, Limit::Max).unwrap();
         for path in ["a/crio-1.scope", "a/crio-1.scope/container"] {
             assert_eq!(
                 fs::read_to_string(tree.0.path().join(path).join("memory.high")).unwrap(),
@@ -234,11 +234,11 @@ mod tests {
         );
         fs::remove_dir_all(tree.0.path().join("a/crio-1.scope/container")).unwrap();
         assert_eq!(cgroup.read(Knob::High).unwrap(), Limit::Max);
-        cgroup.write(Knob::High, bytes(8192)).unwrap();
+        cgroup.write_knob(Knob::High, bytes(8192)).unwrap();
         // crun creates inner cgroups only in scopes. Here, the workload created the cgroup named
         // `container`, so its value must not change.
         let other = tree.cgroup("a/other").unwrap();
-        other.write(Knob::High, Limit::Max).unwrap();
+        other.write_knob(Knob::High, Limit::Max).unwrap();
         assert_eq!(
             tree.cgroup("a/other/container").unwrap().read(Knob::High).unwrap(),
             bytes(4096)

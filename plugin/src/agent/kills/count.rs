@@ -9,7 +9,7 @@ use plimsoll_core::pod::{CgroupPath, PodCgroup};
 use tracing::{debug, warn};
 
 use super::{DECREASE_KILL_WINDOW, Total, Watcher, is_due, now, times_reached};
-use crate::agent::guard;
+use crate::agent::reconciler::guard;
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::report::Report;
 use crate::report::metrics::{By, OfKill};

@@ -357,7 +357,7 @@ impl Reconciler {
                 if !containers.is_current(&decided_for) {
                     return;
                 }
-                match root.cgroup(&path).and_then(|cgroup| cgroup.write(knob, desired)) {
+                match root.cgroup(&path).and_then(|cgroup| cgroup.write_knob(knob, desired)) {
                     Ok(()) if is_foreign => {
                         let repaired = Incident::Repaired { knob, desired, observed };
                         reports.report(&decided_for.as_ref().into(), &repaired);

@@ -11,6 +11,7 @@
 mod census;
 mod compare;
 mod containers;
+pub mod guard;
 mod limits;
 mod survey;
 mod updater;

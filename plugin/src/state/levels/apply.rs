@@ -186,7 +186,7 @@ impl Levels {
         let values = Values { min: Some(in_force.min), low: Some(in_force.low), high: None };
         let remembered = lock(&self.originals).remember(target, values);
         self.complain(state, remembered);
-        cgroup.write(change.knob, change.to)?;
+        cgroup.write_knob(change.knob, change.to)?;
         let mut in_force = in_force;
         in_force.set(change.knob, change.to);
         state.in_force.insert(change.cgroup.clone(), in_force);

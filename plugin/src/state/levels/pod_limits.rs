@@ -346,7 +346,7 @@ impl Levels {
         {
             let mut desired = Limit::Bytes(memory);
             if raising == Raising::Done {
-                cgroup.write(Knob::Max, desired)?;
+                cgroup.write_knob(Knob::Max, desired)?;
                 desired = cgroup.read(Knob::Max)?;
             }
             raised.push((Knob::Max.file_name(), observed.to_string(), desired.to_string()));

@@ -2,13 +2,13 @@
 
 use plimsoll_core::units::Bytes;
 
-use crate::agent::guard::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use crate::commands::doctor::facts::NodeFacts;
 use crate::commands::doctor::facts::kubelet::KUBELET;
 use crate::commands::doctor::finding::Finding;
 use crate::commands::doctor::findings::kubelet::unread_configurations;
 use crate::config::{Config, NodeAllocatable};
 use crate::kubelet::node::{AllocatableSource, NodeError};
+use crate::state::settings::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 
 /// Kubelet flags that override the kubelet's configuration file and change node allocatable.
 const ALLOCATABLE_FLAGS: [&str; 4] =

@@ -42,7 +42,7 @@ use crate::state::containers::Containers;
 use crate::state::guard_record;
 use crate::state::levels::Levels;
 use crate::state::settings::is_restored;
-pub use crate::state::settings::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
+use crate::state::settings::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
 use plimsoll_core::policy::guard::{GuardRecord, GuardStep, guard_step};
 
 /// Interval of the periodic check of kubepods. This check finds changes whose inotify event was
@@ -252,7 +252,7 @@ impl Guard {
             }
             GuardStep::PutBack(before) => {
                 state.waits = None;
-                cgroup.write(Knob::Max, before)?;
+                cgroup.write_knob(Knob::Max, before)?;
                 let observed = cgroup.read(Knob::Max)?;
                 self.levels.make_limits_last(&path);
                 self.forget(state);
@@ -367,7 +367,7 @@ impl Guard {
         let restore = || {
             let cgroup = self.root.cgroup(&record.cgroup)?;
             if is_held_by(record, &cgroup)? {
-                cgroup.write(Knob::Max, record.before)?;
+                cgroup.write_knob(Knob::Max, record.before)?;
                 self.levels.make_limits_last(&record.cgroup);
             }
             Ok(())
@@ -404,7 +404,7 @@ impl Guard {
                 // Store the record before the write, so that a restarted plugin can undo the write
                 // after a crash.
                 guard.log_failure(guard_record::store(&record, &guard.host));
-                cgroup.write(Knob::Max, limit.into())?;
+                cgroup.write_knob(Knob::Max, limit.into())?;
                 let is_set = cgroup.read(Knob::Max)? == Limit::Bytes(limit);
                 Ok(if is_set { SetResult::Set } else { SetResult::Overwritten })
             };
