@@ -264,15 +264,17 @@ async fn prepare_cgroup(
     // Use a separate thread, because tokio has few threads for blocking work and a reclaim may take
     // a long time.
     in_own_thread("decrease", move || {
-        let preparation = try_prepare(&working, limit, high, deadline);
+        let mut ours: Vec<_> = working.read(Knob::High).into_iter().collect();
+        let is_late = || sender.is_closed();
+        let preparation = try_prepare(&working, limit, high, deadline, is_late, &mut ours);
         if !matches!(preparation, Ok(Preparation::Done)) {
-            restore_high(&working, high);
+            restore_high(&working, high, &ours);
         }
         // Send the attempt with the result. The receiver then drops the attempt, so that the next
         // attempt can begin.
         if let Err((Ok(Preparation::Done), _attempt)) = sender.send((preparation, attempt)) {
             // The receiver has stopped waiting, so the runtime will not set the limit.
-            restore_high(&working, high);
+            restore_high(&working, high, &ours);
         }
     });
     // Wait a little beyond the deadline, for the last check of the usage.
@@ -285,11 +287,16 @@ async fn prepare_cgroup(
     }
 }
 
+/// Prepares `cgroup` for `limit`. Adds the value to which it lowers `memory.high` to `ours`. Does not
+/// lower it once `is_late` returns true: nobody waits for the result then, and an event after this
+/// one may have set another value.
 fn try_prepare(
     cgroup: &Cgroup,
     limit: Bytes,
     high: Limit,
     deadline: Instant,
+    is_late: impl Fn() -> bool,
+    ours: &mut Vec<Limit>,
 ) -> Result<Preparation, CgroupError> {
     let most = limit.saturating_sub(limit_decrease::margin(limit));
     if let Some(usage) = reclaim(cgroup, most, deadline)? {
@@ -298,7 +305,11 @@ fn try_prepare(
     // Use the lowest memory.high that throttles only new allocations, because the runtime may set
     // the limit much later.
     let line = Limit::Bytes(cgroup.usage()?.max(limit_decrease::margin(limit)).min(most));
+    if is_late() {
+        return Ok(Preparation::WouldKill(cgroup.usage_in_parts()?));
+    }
     if high > line {
+        ours.push(line);
         cgroup.write_knob(Knob::High, line)?;
     }
     let usage = cgroup.usage_in_parts()?;
@@ -321,11 +332,12 @@ fn reclaim(cgroup: &Cgroup, most: Bytes, deadline: Instant) -> Result<Option<Usa
     })
 }
 
-/// Restores `memory.high`.
-fn restore_high(cgroup: &Cgroup, high: Limit) {
+/// Restores `memory.high` if the file still holds one of `ours`: the value at the start of the
+/// attempt, or the lowered value. Another value comes from a later event, and stays.
+fn restore_high(cgroup: &Cgroup, high: Limit, ours: &[Limit]) {
     // The write may fail because the cgroup no longer exists. After any other failure, the next
     // check of the container finds the wrong value.
-    if cgroup.read(Knob::High).is_ok_and(|now| now != high) {
+    if cgroup.read(Knob::High).is_ok_and(|now| now != high && ours.contains(&now)) {
         let _ = cgroup.write_knob(Knob::High, high);
     }
 }
@@ -413,6 +425,33 @@ mod tests {
         assert!(matches!(result, DecreaseResult::Busy { .. }), "{result:?}");
         assert_eq!(high(&node), "max");
         assert_eq!(node.containers.get("1").unwrap().phase.original_high(), None);
+    }
+
+    #[test]
+    fn a_late_attempt_keeps_the_values_of_later_events() {
+        let node = TestNode::new("");
+        node.run("1", 200, 50);
+        let path = format!("{POD}/1");
+        let cgroup = node.root.cgroup(&CgroupPath::parse(&path).unwrap()).unwrap();
+        let limit = |mib: u64| Limit::Bytes(Bytes::new(mib << 20));
+        let attempt = |is_late: bool| {
+            let (mut ours, deadline) = (Vec::new(), Instant::now() + BUDGET);
+            let lower = Bytes::new(100 << 20);
+            try_prepare(&cgroup, lower, limit(180), deadline, || is_late, &mut ours).unwrap();
+            ours
+        };
+        node.set(&path, "memory.high", 180 << 20);
+        assert_eq!(attempt(true), []);
+        assert_eq!(high(&node), (180 << 20).to_string());
+
+        let ours = attempt(false);
+        assert_eq!(ours, [limit(50)]);
+        node.set(&path, "memory.high", 300 << 20);
+        restore_high(&cgroup, limit(180), &ours);
+        assert_eq!(high(&node), (300 << 20).to_string(), "a later event has set this value");
+        node.set(&path, "memory.high", 50 << 20);
+        restore_high(&cgroup, limit(180), &ours);
+        assert_eq!(high(&node), (180 << 20).to_string());
     }
 
     #[test]
