@@ -37,16 +37,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// If the kernel allows no more threads, the function logs a warning and drops `work`. A receiver
 /// of the result then finds that its sender was dropped.
 pub(crate) fn in_own_thread(name: &str, work: impl FnOnce() + Send + 'static) {
-    #[cfg(test)]
-    OWN_THREADS.with(|threads| threads.set(threads.get() + 1));
     if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
         tracing::warn!(%error, "cannot start the thread {name:?}: allow the plugin's service or \
                                 pod more threads (TasksMax, pids.max)");
     }
-}
-
-#[cfg(test)]
-thread_local! {
-    /// Number of threads that [`in_own_thread`] has started for this test.
-    pub(crate) static OWN_THREADS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }

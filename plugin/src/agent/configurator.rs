@@ -1,12 +1,17 @@
-//! Applies configurations, the brake and the marker file of `plimsoll restore`. All functions of
-//! this module read files, so they may block.
+//! Applies configurations, the brake and the marker file of `plimsoll restore`.
+//!
+//! A new configuration, the brake and the marker file take effect at once. The node's memory
+//! follows from files of the kubelet, and a read of these files may hang. Only the task
+//! [`MemoryReader`] reads them, and it holds no lock meanwhile.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use plimsoll_core::units::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::agent::handles::Agent;
@@ -15,7 +20,7 @@ use crate::config::{Config, NodeAllocatable};
 use crate::kubelet::node::NodeMemory;
 use crate::lock;
 use crate::report::Reports;
-use crate::state::settings::Settings;
+use crate::state::settings::{MemoryFacts, Settings, discover_memory};
 use crate::state::shared::SharedState;
 use crate::state::{brake, raised};
 
@@ -30,11 +35,12 @@ pub struct Configurator {
     host: PathBuf,
     on_config: OnConfig,
     /// Record of an applied brake that the plugin could not write to its file yet. Also, only the
-    /// thread that has this lock may change the settings. This thread may read and write files, so
-    /// the event loop never takes the lock.
+    /// thread that has this lock may change the settings. This thread may read and write files in
+    /// /run/plimsoll, but it reads no file of the kubelet.
     unstored: Mutex<Option<brake::Record>>,
-    /// Whether a [`NodeRefresh`] exists.
-    is_refreshing: AtomicBool,
+    memory: mpsc::UnboundedSender<MemoryRequest>,
+    /// Whether the task [`MemoryReader`] reads files at the moment.
+    is_reading: AtomicBool,
 }
 
 impl std::fmt::Debug for Configurator {
@@ -44,18 +50,21 @@ impl std::fmt::Debug for Configurator {
 }
 
 impl Configurator {
-    /// Creates the configurator for the node whose file system is at `host`, usually `/`. The
-    /// plugin calls `on_config` with each new configuration.
-    pub fn new(agent: &Agent, host: PathBuf, on_config: OnConfig) -> Self {
-        Self {
+    /// Creates the configurator for the node whose file system is at `host`, usually `/`, and the
+    /// task that reads the node's memory. The plugin calls `on_config` with each new configuration.
+    pub fn new(agent: &Agent, host: PathBuf, on_config: OnConfig) -> (Arc<Self>, MemoryReader) {
+        let (memory, requests) = mpsc::unbounded_channel();
+        let configurator = Arc::new(Self {
             state: agent.state.clone(),
             reports: agent.reports.clone(),
             work: agent.work.clone(),
             host,
             on_config,
             unstored: Mutex::default(),
-            is_refreshing: AtomicBool::new(false),
-        }
+            memory,
+            is_reading: AtomicBool::new(false),
+        });
+        (configurator.clone(), MemoryReader { configurator, requests })
     }
 
     fn enqueue(&self, work: WorkItem) {
@@ -68,7 +77,8 @@ impl Configurator {
     pub fn reconfigure(&self, config: Config, file: &str) {
         self.apply_config(Some(config));
         info!(file, "configuration changed");
-        self.enqueue(WorkItem::All);
+        // Nobody waits for the node's memory.
+        let _ = self.request_memory(true);
     }
 
     /// Checks whether an operator has called `plimsoll restore` or has reset the brake. After a
@@ -76,7 +86,7 @@ impl Configurator {
     pub fn check_markers(&self) {
         let mut unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
-        let (settings, _) = self.discover(before.config.clone(), &mut unstored);
+        let settings = self.with_markers(Settings::clone(&before), &mut unstored);
         if settings.is_restored != before.is_restored {
             self.log_restore_state(&settings);
         } else if settings.brake != before.brake {
@@ -97,7 +107,7 @@ impl Configurator {
             *unstored = Some(record.clone());
         }
         let before = self.state.containers.settings();
-        let (settings, _) = self.discover(before.config.clone(), &mut unstored);
+        let settings = self.with_markers(Settings::clone(&before), &mut unstored);
         self.log_mode(&settings);
         self.set(settings);
         self.enqueue(WorkItem::All);
@@ -135,14 +145,10 @@ impl Configurator {
         }
     }
 
-    /// Returns the settings for a configuration. If the plugin could not store the brake's record,
-    /// the brake stays applied and the plugin tries again to store the record.
-    fn discover(
-        &self,
-        config: Config,
-        unstored: &mut Option<brake::Record>,
-    ) -> (Settings, NodeMemory) {
-        let (mut settings, memory) = Settings::discover(config, &self.host);
+    /// Returns `settings` after a look at the files in /run/plimsoll. If the plugin could not store
+    /// the brake's record, the brake stays applied and the plugin tries again to store the record.
+    fn with_markers(&self, settings: Settings, unstored: &mut Option<brake::Record>) -> Settings {
+        let mut settings = settings.with_markers(&self.host);
         match unstored.as_ref() {
             Some(record) if settings.brake.is_none() => {
                 settings.brake = Some(record.to_string());
@@ -154,7 +160,7 @@ impl Configurator {
             // file.
             _ => *unstored = None,
         }
-        (settings, memory)
+        settings
     }
 
     fn set(&self, settings: Settings) {
@@ -167,92 +173,216 @@ impl Configurator {
         self.state.containers.set_settings(settings);
     }
 
-    /// Applies another configuration. With `None`, applies the configuration in force once more.
-    /// Afterwards, the caller must let the reconcile task check all containers.
+    /// Applies another configuration, with what is known about the node's memory. With `None`,
+    /// applies the configuration in force once more. Lets the reconcile task check all containers.
     pub fn apply_config(&self, config: Option<Config>) {
         let mut unstored = lock(&self.unstored);
-        // The configuration in force may have changed while this function waited for the lock.
-        let in_force = || self.state.containers.settings().config.clone();
-        let config = config.unwrap_or_else(in_force);
-        let (settings, memory) = self.discover(config, &mut unstored);
-        let config = &settings.config;
-        for problem in &memory.problems {
-            warn!(%problem, "node memory");
-        }
-        match config.node_allocatable {
-            NodeAllocatable::Auto => info!("{memory}"),
-            NodeAllocatable::Fixed(bytes) => {
-                info!("node allocatable is {bytes} bytes, as configured")
-            }
+        let before = Settings::clone(&self.state.containers.settings());
+        let config = config.unwrap_or_else(|| before.config.clone());
+        let settings = self.with_markers(before.with_config(config), &mut unstored);
+        if let NodeAllocatable::Fixed(bytes) = settings.config.node_allocatable {
+            info!("node allocatable is {bytes} bytes, as configured");
         }
         if settings.is_restored {
             self.log_restore_state(&settings);
         } else {
             self.log_mode(&settings);
         }
-        if let (Some(kept), None, false) =
-            (config.node_guard, settings.planned_guard_limit(), settings.is_restored)
-        {
-            let all = settings.usable.map_or_else(|| "unknown".to_owned(), Bytes::quantity);
-            warn!(
-                "nodeGuard would leave pods no memory: expected less than all memory, {all}, \
-                 found {}; the plugin ignores nodeGuard",
-                kept.quantity()
-            );
-        }
-        for conflict in &memory.conflicts {
-            warn!(%conflict, "the kubelet");
-        }
-        if let Some(unsettled) = &memory.unsettled {
-            info!(%unsettled, "it is unknown whether the kubelet's own MemoryQoS is on");
-        }
         // Subscribers of the settings now receive the new settings.
-        let config = config.clone();
+        let config = settings.config.clone();
         self.set(settings);
         (self.on_config)(&config);
+        self.enqueue(WorkItem::All);
     }
 
-    /// Begins to determine node allocatable again. For a container without a memory limit, the
-    /// plugin uses node allocatable as the limit. A runtime starts its plugins before the kubelet
-    /// runs. The kubelet determines node allocatable later and may change it.
+    /// Lets the task [`MemoryReader`] read the node's memory, and log what it finds if `logs` is
+    /// true. The receiver gets a message after the read.
+    fn request_memory(&self, logs: bool) -> oneshot::Receiver<()> {
+        let (done, is_done) = oneshot::channel();
+        // If the task has ended, the process ends.
+        let _ = self.memory.send(MemoryRequest { logs, done });
+        is_done
+    }
+
+    /// Waits until the task [`MemoryReader`] has read the node's memory, for at most `budget`.
+    pub async fn await_memory(&self, budget: Duration, logs: bool) {
+        if timeout(budget, self.request_memory(logs)).await.is_err() {
+            warn!(
+                "the plugin has not read the node's memory within {budget:?}, and uses the former \
+                 amount until then; check the file system of the kubelet's directory"
+            );
+        }
+    }
+
+    /// Determines node allocatable again, within `budget`. For a container without a memory limit,
+    /// the plugin uses node allocatable as the limit. A runtime starts its plugins before the
+    /// kubelet runs. The kubelet determines node allocatable later and may change it.
     ///
-    /// Returns `None` if the configuration sets node allocatable, or another refresh is under way.
-    /// In both cases, the caller need not start a thread for the refresh.
-    pub fn begin_refresh(self: &Arc<Self>) -> Option<NodeRefresh> {
+    /// Does nothing if the configuration sets node allocatable. Does not wait while a read is under
+    /// way, because this read may hang.
+    pub async fn refresh_memory(&self, budget: Duration) {
         let settings = self.state.containers.settings();
-        let is_needed = settings.config.node_allocatable == NodeAllocatable::Auto
-            && !self.is_refreshing.swap(true, Ordering::Relaxed);
-        is_needed.then(|| NodeRefresh { configurator: self.clone() })
+        if settings.config.node_allocatable == NodeAllocatable::Auto
+            && !self.is_reading.load(Ordering::Relaxed)
+        {
+            self.await_memory(budget, false).await;
+        }
     }
 
-    fn refresh_node(&self) {
-        let mut unstored = lock(&self.unstored);
+    /// Reads the node's memory and applies it. Reads files of the kubelet, which may hang.
+    fn read_memory(&self, logs: bool) {
+        self.is_reading.store(true, Ordering::Relaxed);
+        let memory = discover_memory(&self.host);
+        self.is_reading.store(false, Ordering::Relaxed);
+        let unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
-        let (settings, memory) = self.discover(before.config.clone(), &mut unstored);
-        if settings.node != before.node {
+        let settings = Settings::clone(&before).with_memory(MemoryFacts::from(&memory));
+        if logs {
+            log_memory(&settings, &memory);
+        } else if settings.node != before.node {
             info!("{memory}");
+        }
+        if settings.memory != before.memory {
             self.set(settings);
             self.enqueue(WorkItem::All);
         }
+        drop(unstored);
     }
 }
 
-/// A refresh of node allocatable that is under way. No other refresh begins until this value is
-/// dropped, even if the refresh's thread cannot start.
+/// Logs what the node's files say about its memory.
+fn log_memory(settings: &Settings, memory: &NodeMemory) {
+    for problem in &memory.problems {
+        warn!(%problem, "node memory");
+    }
+    if settings.config.node_allocatable == NodeAllocatable::Auto {
+        info!("{memory}");
+    }
+    if let (Some(kept), None, false) =
+        (settings.config.node_guard, settings.planned_guard_limit(), settings.is_restored)
+    {
+        let all = settings.usable().map_or_else(|| "unknown".to_owned(), Bytes::quantity);
+        warn!(
+            "nodeGuard would leave pods no memory: expected less than all memory, {all}, found \
+             {}; the plugin ignores nodeGuard",
+            kept.quantity()
+        );
+    }
+    for conflict in &memory.conflicts {
+        warn!(%conflict, "the kubelet");
+    }
+    if let Some(unsettled) = &memory.unsettled {
+        info!(%unsettled, "it is unknown whether the kubelet's own MemoryQoS is on");
+    }
+}
+
+/// A request to read the node's memory.
 #[derive(Debug)]
-pub struct NodeRefresh {
-    configurator: Arc<Configurator>,
+struct MemoryRequest {
+    /// Whether the task logs what it finds.
+    logs: bool,
+    /// Gets a message after the read.
+    done: oneshot::Sender<()>,
 }
 
-impl NodeRefresh {
-    /// Reads the kubelet's files, and applies node allocatable if it has changed.
-    pub fn run(self) {
-        self.configurator.refresh_node();
+/// The task that reads the node's memory from files of the kubelet.
+#[derive(Debug)]
+pub struct MemoryReader {
+    configurator: Arc<Configurator>,
+    requests: mpsc::UnboundedReceiver<MemoryRequest>,
+}
+
+impl MemoryReader {
+    /// Runs forever, in a thread that may block. One read answers all requests that have arrived
+    /// before it.
+    pub async fn run(mut self) {
+        while let Some(first) = self.requests.recv().await {
+            let mut requests = vec![first];
+            while let Ok(request) = self.requests.try_recv() {
+                requests.push(request);
+            }
+            self.configurator.read_memory(requests.iter().any(|request| request.logs));
+            for MemoryRequest { done, .. } in requests {
+                // The receiver may have stopped waiting.
+                let _ = done.send(());
+            }
+        }
     }
 }
 
-impl Drop for NodeRefresh {
-    fn drop(&mut self) {
-        self.configurator.is_refreshing.store(false, Ordering::Relaxed);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::node::Node;
+
+    const BUDGET: Duration = Duration::from_secs(1);
+
+    /// Returns the configurator of a node without a kubelet, and the task that reads the node's
+    /// memory. While the test does not run this task, the kubelet's files hang.
+    fn configurator(host: &tempfile::TempDir) -> (Arc<Configurator>, MemoryReader) {
+        let cgroups = host.path().join("sys/fs/cgroup");
+        std::fs::create_dir_all(&cgroups).unwrap();
+        std::fs::write(cgroups.join("cgroup.controllers"), "memory").unwrap();
+        let (service, tasks) =
+            Node::open(host.path(), Config::default()).unwrap().into_service(Box::new(|_| {}));
+        (service.configurator(), tasks.memory_reader())
+    }
+
+    fn config(text: &str) -> Option<Config> {
+        Some(Config::parse(text.as_bytes(), "test").unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn settings_apply_while_the_kubelets_files_hang() {
+        let host = tempfile::tempdir().unwrap();
+        let (configurator, _hanging) = configurator(&host);
+        let settings = || configurator.state.containers.settings();
+        assert!(settings().enforces());
+        configurator.apply_config(config("mode: observe"));
+        assert!(settings().observes());
+        configurator.await_memory(BUDGET, true).await;
+        configurator.reconfigure(Config::default(), "test");
+        assert!(settings().enforces());
+        let record =
+            brake::Record { cause: brake::Cause::Repairs, count: 9, window_seconds: 1, at: 0 };
+        configurator.apply_brake(&record);
+        assert!(settings().observes());
+        std::fs::remove_file(host.path().join("run/plimsoll").join(brake::FILE)).unwrap();
+        configurator.check_markers();
+        assert!(settings().enforces());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_read_again_only_if_needed() {
+        let host = tempfile::tempdir().unwrap();
+        let (configurator, mut reader) = configurator(&host);
+        let mut is_requested = async || {
+            configurator.refresh_memory(BUDGET).await;
+            reader.requests.try_recv().is_ok()
+        };
+        configurator.apply_config(config("nodeAllocatable: 4Gi"));
+        assert!(!is_requested().await, "the configuration sets node allocatable");
+        configurator.apply_config(config("nodeAllocatable: auto"));
+        configurator.is_reading.store(true, Ordering::Relaxed);
+        assert!(!is_requested().await, "a read is under way");
+        configurator.is_reading.store(false, Ordering::Relaxed);
+        assert!(is_requested().await);
+    }
+
+    #[tokio::test]
+    async fn read_memory_takes_effect_and_keeps_the_configuration() {
+        let host = tempfile::tempdir().unwrap();
+        let (configurator, reader) = configurator(&host);
+        let settings = || configurator.state.containers.settings();
+        std::fs::create_dir_all(host.path().join("proc")).unwrap();
+        let meminfo = "MemTotal: 8388608 kB\nHugePages_Total: 0\nHugepagesize: 2048 kB\n\
+                       Hugetlb: 0 kB\nMemAvailable: 8388608 kB\n";
+        std::fs::write(host.path().join("proc/meminfo"), meminfo).unwrap();
+        configurator.apply_config(config("mode: observe"));
+        assert_eq!(settings().mem_total(), None);
+        tokio::spawn(reader.run());
+        configurator.await_memory(Duration::from_secs(60), true).await;
+        assert_eq!(settings().mem_total(), Some(Bytes::new(8 << 30)));
+        assert!(settings().observes());
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
-use crate::agent::configurator::OnConfig;
+use crate::agent::configurator::{Configurator, MemoryReader, OnConfig};
 use crate::agent::decrease::LimitDecreases;
 use crate::agent::deferrals::Deferrals;
 use crate::agent::handles::Agent;
@@ -44,7 +44,10 @@ pub struct Node {
 }
 
 /// The plugin's background tasks, which run beside the event handlers.
-pub struct Tasks(Node);
+pub struct Tasks {
+    node: Node,
+    memory: MemoryReader,
+}
 
 impl Node {
     /// Opens the cgroup hierarchy and the stored state of the node whose file system is at `host`.
@@ -54,7 +57,8 @@ impl Node {
     /// Fails if the cgroup hierarchy cannot be opened.
     pub fn open(host: &Path, config: Config) -> Result<Self, RootError> {
         let root = Arc::new(CgroupRoot::open(&host.join("sys/fs/cgroup"))?);
-        let (settings, _) = Settings::discover(config, host);
+        // The plugin reads the node's memory later, because a read of the kubelet's files may hang.
+        let settings = Settings::without_memory(config, host);
         let originals = Arc::new(Mutex::new(load_originals(host)));
         let reports = Arc::<Reports>::default();
         let levels = Arc::new(Levels::new(
@@ -96,7 +100,8 @@ impl Node {
     /// Returns the plugin and its tasks. The tasks need the connection to the runtime, so the
     /// caller starts them later with [`Tasks::start`].
     pub fn into_service(self, on_config: OnConfig) -> (Service, Tasks) {
-        (Service::new(self.agent.clone(), &self.host, on_config), Tasks(self))
+        let (configurator, memory) = Configurator::new(&self.agent, self.host.clone(), on_config);
+        (Service::new(self.agent.clone(), configurator), Tasks { node: self, memory })
     }
 }
 
@@ -122,21 +127,28 @@ fn load_originals(host: &Path) -> Originals {
 impl Tasks {
     /// Returns the server for status and metrics.
     pub fn server(&self) -> Server {
-        Server::new(self.0.agent.state.clone(), self.0.agent.reports.clone())
+        Server::new(self.node.agent.state.clone(), self.node.agent.reports.clone())
+    }
+
+    /// Returns the task that reads the node's memory.
+    #[cfg(test)]
+    pub(crate) fn memory_reader(self) -> MemoryReader {
+        self.memory
     }
 
     /// Returns the node guard, which limits the memory of all pods together.
     pub fn guard(&self) -> Guard {
-        let Agent { state, reports, .. } = self.0.agent.clone();
+        let Agent { state, reports, .. } = self.node.agent.clone();
         let SharedState { containers, levels, root, .. } = state;
-        Guard::new(self.0.host.clone(), root, containers, levels, reports)
+        Guard::new(self.node.host.clone(), root, containers, levels, reports)
     }
 
-    /// Returns the reconcile task, and the reader that supplies it with entries of the kubelet's
-    /// checkpoint.
-    pub fn reconciler(self, runtime: nri::Runtime) -> (Reconciler, RecordReader) {
-        let Node { agent, todo, reader, pings, .. } = self.0;
-        (Reconciler::new(agent.state, agent.reports, runtime, todo, pings.1), reader)
+    /// Returns the reconcile task, and the tasks that supply it with entries of the kubelet's
+    /// checkpoint and with the node's memory.
+    pub fn reconciler(self, runtime: nri::Runtime) -> (Reconciler, RecordReader, MemoryReader) {
+        let Node { agent, todo, reader, pings, .. } = self.node;
+        let reconciler = Reconciler::new(agent.state, agent.reports, runtime, todo, pings.1);
+        (reconciler, reader, self.memory)
     }
 
     /// Starts the tasks. A task that reads many or large files has a thread of its own, so that it
@@ -146,7 +158,8 @@ impl Tasks {
     ///
     /// Fails if the kernel cannot start another thread.
     pub fn start(self, runtime: nri::Runtime, supervisor: &Supervisor) -> io::Result<()> {
-        let Node { host, agent, watcher, reader, todo, pings } = self.0;
+        let Self { node, memory } = self;
+        let Node { host, agent, watcher, reader, todo, pings } = node;
         let Agent { state, decreases, reports, work, .. } = agent;
         let SharedState { containers, levels, root, deferred, synchronized, .. } = state.clone();
         let systemd = keep_values(levels, root.clone(), Systemd::new(&host));
@@ -166,6 +179,7 @@ impl Tasks {
         let throttle_release =
             ThrottleRelease::new(containers.clone(), root.clone(), reports.clone(), work);
         supervisor.spawn_thread("records", || reader.run())?;
+        supervisor.spawn_thread("memory", || memory.run())?;
         supervisor.spawn_thread("throttling", || throttle_release.run())?;
         supervisor.spawn_thread("kills", || watcher.run())?;
         supervisor.spawn_thread("reconciler", move || {
@@ -236,9 +250,10 @@ mod tests {
         let (service, tasks) =
             Node::open(host.path(), config).expect("a node").into_service(Box::new(|_| {}));
         let stub = Stub::external(Identity::new("90", "plimsoll").expect("an identity"), service);
-        let (reconciler, reader) = tasks.reconciler(stub.runtime());
+        let (reconciler, reader, memory) = tasks.reconciler(stub.runtime());
         let (supervisor, _ends) = Supervisor::new();
         supervisor.spawn_thread("records", || reader.run()).expect("a thread");
+        supervisor.spawn_thread("memory", || memory.run()).expect("a thread");
         tokio::spawn(reconciler.run());
         let mut pod = api::PodSandbox { id: "s".into(), uid: "b".into(), ..Default::default() };
         pod.linux.mut_or_insert_default().cgroup_parent = "/kubepods/burstable/podb".into();

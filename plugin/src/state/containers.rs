@@ -398,7 +398,7 @@ impl Containers {
             unified: &container.unified,
             overrides: &container.overrides,
             oom_score_adj: container.oom_score_adj,
-            mem_total: settings.mem_total,
+            mem_total: settings.mem_total(),
             allocatable: settings.node.allocatable,
             record: recorded
                 .as_ref()

@@ -48,10 +48,8 @@ pub struct Settings {
     pub config: Config,
     /// Memory available to all pods together, and the page size.
     pub node: Node,
-    /// Total memory.
-    pub mem_total: Option<Bytes>,
-    /// Total memory without hugepages.
-    pub usable: Option<Bytes>,
+    /// What the node's files say about its memory. `None` until the plugin has read these files.
+    pub memory: Option<MemoryFacts>,
     /// Whether an operator has called `plimsoll restore`, so that the plugin manages no cgroup.
     pub is_restored: bool,
     /// Reason why the brake was applied. `None` if the brake is not applied.
@@ -59,6 +57,16 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Total memory.
+    pub fn mem_total(&self) -> Option<Bytes> {
+        self.memory?.mem_total
+    }
+
+    /// Total memory without hugepages.
+    pub fn usable(&self) -> Option<Bytes> {
+        self.memory?.usable
+    }
+
     /// Returns whether the plugin sets values, raises limits and refuses limit decreases.
     pub fn enforces(&self) -> bool {
         !self.is_restored && self.mode() == Mode::Enforce
@@ -115,7 +123,7 @@ impl Settings {
     /// Returns the configured limit of all pods together, even while the plugin sets no values.
     pub fn planned_guard_limit(&self) -> Option<Bytes> {
         let kept = self.config.node_guard.filter(|_| !self.is_restored)?;
-        let limit = self.usable?.saturating_sub(kept).floor_to(self.node.page_size);
+        let limit = self.usable()?.saturating_sub(kept).floor_to(self.node.page_size);
         (limit > Bytes::ZERO).then_some(limit)
     }
 
@@ -123,9 +131,9 @@ impl Settings {
     /// without hugepages and without the memory that the plugin keeps for other programs.
     pub fn left_for_pods(&self) -> Option<Bytes> {
         if self.is_restored {
-            return self.usable;
+            return self.usable();
         }
-        let left = self.usable?.saturating_sub(self.config.reserved_in_all());
+        let left = self.usable()?.saturating_sub(self.config.reserved_in_all());
         Some(self.planned_guard_limit().map_or(left, |limit| left.min(limit)))
     }
 
@@ -136,15 +144,28 @@ impl Settings {
         Some(self.left_for_pods().map_or(allocatable, |left| allocatable.min(left)))
     }
 
-    /// Determines the settings of the node whose file system is at `host`. Also returns the facts
-    /// about the node's memory, for the log.
-    pub fn discover(config: Config, host: &Path) -> (Self, NodeMemory) {
-        let page_size = crate::cgroup::page_size();
-        let memory = NodeMemory::discover(host, page_size, guard_record::read(host));
-        let allocatable = match config.node_allocatable {
-            NodeAllocatable::Auto => memory.allocatable,
-            NodeAllocatable::Fixed(bytes) => Some(bytes),
-        };
+    /// Returns the settings that need no file of the kubelet. The node's memory is still unknown.
+    /// The node's file system is at `host`.
+    pub fn without_memory(config: Config, host: &Path) -> Self {
+        let node = Node { allocatable: None, page_size: crate::cgroup::page_size() };
+        Self { config, node, memory: None, is_restored: true, brake: None }
+            .with_markers(host)
+            .derive()
+    }
+
+    /// Returns these settings with another configuration.
+    pub fn with_config(self, config: Config) -> Self {
+        Self { config, ..self }.derive()
+    }
+
+    /// Returns these settings with newer facts about the node's memory.
+    pub fn with_memory(self, memory: MemoryFacts) -> Self {
+        Self { memory: Some(memory), ..self }.derive()
+    }
+
+    /// Returns these settings after a look at the marker file of `plimsoll restore` and at the
+    /// brake's state file.
+    pub fn with_markers(self, host: &Path) -> Self {
         let is_restored = is_restored(host).unwrap_or_else(|error| {
             warn!(%error, "cannot find out whether 'plimsoll restore' was called \
                            (/{RESTORE_MARKER}); the plugin sets nothing");
@@ -157,17 +178,40 @@ impl Settings {
                 Some(format!("its record {DIRECTORY}/{} cannot be read: {error}", brake::FILE))
             }
         };
-        let node = Node { allocatable, page_size };
-        (
-            Self {
-                config,
-                node,
-                mem_total: memory.mem_total,
-                usable: memory.usable,
-                is_restored,
-                brake,
-            },
-            memory,
-        )
+        Self { is_restored, brake, ..self }
     }
+
+    /// Returns these settings with the values that follow from the configuration and from the
+    /// node's memory.
+    fn derive(self) -> Self {
+        let allocatable = match self.config.node_allocatable {
+            NodeAllocatable::Auto => self.memory.and_then(|memory| memory.allocatable),
+            NodeAllocatable::Fixed(bytes) => Some(bytes),
+        };
+        Self { node: Node { allocatable, ..self.node }, ..self }
+    }
+}
+
+/// What the node's files say about its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryFacts {
+    /// Memory available to all pods together.
+    pub allocatable: Option<Bytes>,
+    /// Total memory.
+    pub mem_total: Option<Bytes>,
+    /// Total memory without hugepages.
+    pub usable: Option<Bytes>,
+}
+
+impl From<&NodeMemory> for MemoryFacts {
+    fn from(memory: &NodeMemory) -> Self {
+        let NodeMemory { allocatable, mem_total, usable, .. } = *memory;
+        Self { allocatable, mem_total, usable }
+    }
+}
+
+/// Reads what the files of the node at `host` say about its memory. Reads files of the kubelet,
+/// which may hang.
+pub fn discover_memory(host: &Path) -> NodeMemory {
+    NodeMemory::discover(host, crate::cgroup::page_size(), guard_record::read(host))
 }

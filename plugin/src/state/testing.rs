@@ -17,7 +17,7 @@ use crate::state::container::Container;
 use crate::state::containers::Containers;
 use crate::state::originals::Originals;
 use crate::state::records::Records;
-use crate::state::settings::Settings;
+use crate::state::settings::{MemoryFacts, Settings, discover_memory};
 use crate::state::update_phase::UpdatePhase;
 
 /// Cgroup of the only pod, to which all containers belong.
@@ -96,7 +96,8 @@ impl TestNode {
 /// Returns the state of a plugin that starts on the node whose file system is at `host`.
 fn containers(host: &Path, config: &str) -> Arc<Containers> {
     let config = Config::parse(config.as_bytes(), "test").unwrap();
-    let (settings, _) = Settings::discover(config, host);
+    let memory = MemoryFacts::from(&discover_memory(host));
+    let settings = Settings::without_memory(config, host).with_memory(memory);
     let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
     // Nothing reads the checkpoint files, so every look-up is inconclusive at once.
     let (records, _) = Records::new(checkpoints);

@@ -470,7 +470,7 @@ mod tests {
         let containers = node.containers().clone();
         let (service, tasks) = node.into_service(Box::new(|_| {}));
         let stub = Stub::external(Identity::new("90", "plimsoll").unwrap(), service);
-        let (mut reconciler, _reader) = tasks.reconciler(stub.runtime());
+        let (mut reconciler, _reader, _memory) = tasks.reconciler(stub.runtime());
         containers.insert(Container { started: true, ..container("1", 100) });
         let in_force =
             LimitsInForce { memory: limit(200), cpu: CpuMax::NONE, weight: None, swap_max: None };

@@ -155,6 +155,13 @@ impl Guard {
         let mut watched = None;
         loop {
             settings.mark_unchanged();
+            // Without the node's memory, the desired limit is unknown, except after `plimsoll
+            // restore`.
+            let known = self.containers.settings();
+            if known.memory.is_none() && !known.is_restored {
+                let _ = settings.changed().await;
+                continue;
+            }
             if self.desired_limit().is_none() && state.record.is_none() {
                 watched = None;
                 let changed = settings.changed();

@@ -13,7 +13,6 @@ mod synchronize;
 mod translate;
 mod update;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -21,22 +20,21 @@ use std::time::{Duration, Instant};
 use nri::api::{self, ContainerUpdate, LinuxResources, PodSandbox};
 use nri::{Configuration, Creation, EventMask, Plugin, Refusal};
 use plimsoll_core::units::PageSize;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
-use tracing::{debug, warn};
+use tokio::sync::{mpsc, watch};
+use tracing::debug;
 
-use crate::agent::configurator::{Configurator, OnConfig};
+use crate::agent::configurator::Configurator;
 use crate::agent::decrease::LimitDecreases;
 use crate::agent::handles::Agent;
 use crate::agent::kills::KillNotifier;
 use crate::agent::reconciler::WorkItem;
 use crate::config::Config;
+use crate::lock;
 use crate::report::Reports;
 use crate::state::container::Container;
 use crate::state::shared::SharedState;
 use crate::state::traffic::Event;
 use crate::state::update_phase::UpdatePhase;
-use crate::{in_own_thread, lock};
 
 /// Divisor of the runtime's request timeout. The plugin answers an event within the timeout divided
 /// by this number.
@@ -68,10 +66,8 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// Creates the plugin on the node whose file system is at `host`, usually `/`. The plugin calls
-    /// `on_config` with each configuration that comes into force.
-    pub fn new(agent: Agent, host: impl Into<PathBuf>, on_config: OnConfig) -> Self {
-        let configurator = Arc::new(Configurator::new(&agent, host.into(), on_config));
+    /// Creates the plugin, which applies the runtime's configuration text with `configurator`.
+    pub fn new(agent: Agent, configurator: Arc<Configurator>) -> Self {
         let Agent { state, decreases, kills, reports, work } = agent;
         Self {
             state,
@@ -95,28 +91,6 @@ impl Service {
     /// restore`.
     pub fn configurator(&self) -> Arc<Configurator> {
         self.configurator.clone()
-    }
-
-    /// Runs `work` in a thread, and waits for at most `budget` until `work` ends. If `work` needs
-    /// more time, it continues and still takes effect.
-    async fn in_settings_thread(
-        &self,
-        budget: Duration,
-        work: impl FnOnce(&Configurator) + Send + 'static,
-    ) {
-        let configurator = self.configurator.clone();
-        let (sender, receiver) = oneshot::channel();
-        in_own_thread("settings", move || {
-            work(&configurator);
-            // Ignore a failed send, because the receiver may have stopped waiting.
-            let _ = sender.send(());
-        });
-        if timeout(budget, receiver).await.is_err() {
-            warn!(
-                "the plugin has not read the node's settings within {budget:?}, and uses the \
-                 former settings until then; check the file system of the kubelet's directory"
-            );
-        }
     }
 
     fn enqueue(&self, work: WorkItem) {
@@ -181,15 +155,11 @@ impl Plugin for Service {
             }
             _ => None,
         };
+        // The configuration takes effect before the plugin reads any file of the kubelet, because
+        // this read may hang.
+        self.configurator.apply_config(config);
         let budget = configuration.request_timeout / BUDGET * DECREASE_BUDGET;
-        let work = self.work.clone();
-        let apply = move |configurator: &Configurator| {
-            configurator.apply_config(config);
-            // The synchronization may already have ended, so request a check. This send cannot
-            // fail, because the receiver exists until the program ends.
-            let _ = work.send(WorkItem::All);
-        };
-        self.in_settings_thread(budget, apply).await;
+        self.configurator.await_memory(budget, true).await;
         Ok(())
     }
 
@@ -322,9 +292,9 @@ impl Plugin for Service {
 #[cfg(test)]
 mod tests {
     use nri::{Identity, Stub, api};
+    use tokio::time::timeout;
 
     use super::*;
-    use crate::OWN_THREADS;
     use crate::agent::node::Node;
     use crate::agent::supervise::Supervisor;
 
@@ -359,7 +329,7 @@ mod tests {
         let containers = node.containers().clone();
         let (service, tasks) = node.into_service(Box::new(|_| {}));
         let stub = Stub::external(Identity::new("90", "plimsoll").unwrap(), service);
-        let (_reconciler, reader) = tasks.reconciler(stub.runtime());
+        let (_reconciler, reader, _memory) = tasks.reconciler(stub.runtime());
         let (supervisor, _ends) = Supervisor::new();
         supervisor.spawn_thread("records", || reader.run()).unwrap();
 
@@ -369,26 +339,5 @@ mod tests {
         let created = timeout(Duration::from_secs(60), created).await;
         assert!(created.expect("the files are held closed").is_ok());
         assert!(containers.get("1").is_some());
-    }
-
-    #[tokio::test]
-    async fn threads_start_only_for_needed_refreshes() {
-        for (config, expected) in [("nodeAllocatable: 4Gi", 0), ("nodeAllocatable: auto", 1)] {
-            let host = host();
-            let config = Config::parse(config.as_bytes(), "test").unwrap();
-            let node = Node::open(host.path(), config).unwrap();
-            let (service, _) = node.into_service(Box::new(|_| {}));
-            let create = async |id| {
-                let before = OWN_THREADS.get();
-                let (pod, container) = unlimited(id);
-                assert!(service.create_container(pod, container).await.is_ok());
-                OWN_THREADS.get() - before
-            };
-            let under_way = service.configurator.begin_refresh();
-            assert_eq!(under_way.is_some(), expected == 1);
-            assert_eq!(create("1").await, 0, "a refresh is under way or useless");
-            drop(under_way);
-            assert_eq!(create("2").await, expected);
-        }
     }
 }

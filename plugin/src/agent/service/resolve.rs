@@ -63,11 +63,9 @@ impl Service {
         container: &Container,
         store: impl FnOnce(&Containers) -> Option<Arc<Container>>,
     ) -> Option<Resolved> {
-        if container.limit == Limit::Max
-            && let Some(refresh) = self.configurator.begin_refresh()
-        {
+        if container.limit == Limit::Max {
             let budget = *lock(&self.budget);
-            self.in_settings_thread(budget, |_| refresh.run()).await;
+            self.configurator.refresh_memory(budget).await;
         }
         let record = self.record(container).await;
         let SharedState { containers, levels, .. } = &self.state;

@@ -47,7 +47,7 @@ impl NodeStatus {
             waits.or_else(|| half_a_guard(&settings, root))
         };
         Self {
-            memory: settings.mem_total,
+            memory: settings.mem_total(),
             available: meminfo.ok().map(|meminfo| meminfo.available),
             allocatable: settings.node.allocatable,
             guard: line.filter(|_| pods_max.is_ok()),
