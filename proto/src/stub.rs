@@ -636,10 +636,11 @@ impl InstanceLock {
         let (done, locked) = oneshot::channel();
         // Use a separate thread: tokio waits for its blocking threads at shutdown, and this call
         // may never return.
-        std::thread::spawn(move || {
+        let wait = move || {
             let result = flock(file.as_fd(), FlockOperation::LockExclusive);
             let _ = done.send(result);
-        });
+        };
+        std::thread::Builder::new().name("lock".to_owned()).spawn(wait).map_err(failed)?;
         match pin!(locked).await {
             Ok(Ok(())) => self.held = true,
             Ok(Err(error)) => return Err(failed(error.into())),
