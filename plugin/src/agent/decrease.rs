@@ -287,9 +287,9 @@ async fn prepare_cgroup(
     }
 }
 
-/// Prepares `cgroup` for `limit`. Adds the value to which it lowers `memory.high` to `ours`. Does not
-/// lower it once `is_late` returns true: nobody waits for the result then, and an event after this
-/// one may have set another value.
+/// Prepares `cgroup` for `limit`. Adds the value to which it lowers `memory.high` to `ours`. Does
+/// not lower it once `is_late` returns true: nobody waits for the result then, and an event after
+/// this one may have set another value.
 fn try_prepare(
     cgroup: &Cgroup,
     limit: Bytes,
