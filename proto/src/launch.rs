@@ -14,7 +14,7 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::process::{PidfdFlags, getppid, pidfd_open};
 
-use crate::stub::Identity;
+use crate::identity::Identity;
 
 /// Environment variable that contains the number of the connected socket's file descriptor.
 const SOCKET: &str = "NRI_PLUGIN_SOCKET";

@@ -92,6 +92,8 @@ pub mod api {
     pub use crate::generated::nri::*;
     pub use protobuf;
 }
+mod answer;
+mod error;
 mod event;
 mod generated {
     #[rustfmt::skip]
@@ -101,6 +103,9 @@ mod generated {
     #[allow(unreachable_pub, clippy::unwrap_used)]
     pub(crate) mod nri_ttrpc;
 }
+mod handle;
+mod identity;
+mod instance_lock;
 mod launch;
 pub mod mux;
 mod plugin;
@@ -110,8 +115,11 @@ mod service;
 mod stub;
 mod version;
 
+pub use error::Error;
 pub use event::EventMask;
+pub use handle::{Runtime, UpdateError};
+pub use identity::{Identity, InvalidIdentity};
 pub use launch::{LaunchError, Launched, Successor};
 pub use plugin::{Configuration, Creation, Plugin, Refusal};
-pub use stub::{DEFAULT_SOCKET, Error, Identity, InvalidIdentity, Runtime, Stub, UpdateError};
+pub use stub::{DEFAULT_SOCKET, Stub};
 pub use version::{InvalidVersion, NriVersion};

@@ -1,33 +1,33 @@
 //! The stub, which connects, registers and serves a plugin.
 
-use std::fmt;
-use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::{StreamExt as _, stream};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 use ttrpc::r#async::transport::{Listener, Socket};
 use ttrpc::r#async::{Client, Server};
 
-use crate::api::{ContainerUpdate, RegisterPluginRequest, UpdateContainersRequest};
+use crate::api::RegisterPluginRequest;
+use crate::error::Error;
 use crate::generated::nri_ttrpc::{RuntimeClient, create_plugin};
+use crate::handle::Runtime;
+use crate::identity::Identity;
+use crate::instance_lock::InstanceLock;
 use crate::launch::Launched;
 use crate::mux::Mux;
 use crate::plugin::{Plugin, Refusal};
-use crate::service::{Progress, Service, in_event};
+use crate::service::{Progress, Service};
 use crate::version::NriVersion;
 
 /// The default socket at which runtimes listen for plugins.
@@ -48,172 +48,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// Time that a connection must last before the reconnect delay returns to its minimum. Otherwise a
 /// plugin that the runtime drops for slow replies would block the runtime again at once.
 const LASTING: Duration = Duration::from_secs(60);
-
-/// The reason why a plugin cannot run.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The plugin refused its configuration.
-    #[error("{0}")]
-    Configure(Refusal),
-    /// The lock that prevents a second running instance cannot be acquired.
-    #[error("cannot lock {}, which keeps two instances of a plugin apart: {error}", path.display())]
-    Lock {
-        /// The lock file.
-        path: PathBuf,
-        /// The operating system's error.
-        error: io::Error,
-    },
-    /// The connection from the runtime that launched the plugin cannot be used.
-    #[error("cannot use the connection that the runtime handed over: {0}")]
-    Connection(io::Error),
-}
-
-/// The reason why containers could not be updated.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum UpdateError {
-    /// The plugin has no connection to a runtime.
-    #[error("not connected to a runtime")]
-    NotConnected,
-    /// The plugin called [`Runtime::update_containers`] in an event handler. The runtime is locked
-    /// during the event, so this call would deadlock.
-    #[error("containers cannot be updated from within an event, leave it to a task")]
-    InEvent,
-    /// The runtime reported a failure. The runtime may have applied some of the updates.
-    #[error("the runtime failed to update containers: {0}")]
-    Runtime(String),
-}
-
-/// A plugin's index and name, which together identify it to the runtime.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    index: String,
-    name: String,
-}
-
-/// The error for an index or name that no runtime accepts.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidIdentity {
-    /// The index is not two digits.
-    #[error("{0:?} is not a plugin index, expected two digits as in 90")]
-    Index(String),
-    /// The name is empty or has characters that are not allowed.
-    #[error("{0:?} is not a plugin name, expected letters, digits and any of _ . + -")]
-    Name(String),
-}
-
-impl Identity {
-    /// Returns an identity. Runtimes order plugins by `index`, which has two digits. `name` has the
-    /// form `[a-zA-Z0-9_.+-]+`.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the index or the name is invalid.
-    pub fn new(index: impl Into<String>, name: impl Into<String>) -> Result<Self, InvalidIdentity> {
-        let (index, name) = (index.into(), name.into());
-        if index.len() != 2 || !index.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(InvalidIdentity::Index(index));
-        }
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.+-".contains(&b);
-        if name.is_empty() || !name.bytes().all(allowed) {
-            return Err(InvalidIdentity::Name(name));
-        }
-        Ok(Self { index, name })
-    }
-}
-
-impl Identity {
-    /// Returns the identity that a runtime gave to a launched plugin. Does not check the identity,
-    /// because the runtime requires exactly this identity.
-    pub(crate) fn given_by_runtime(index: String, name: String) -> Self {
-        Self { index, name }
-    }
-
-    /// Returns the index.
-    pub fn index(&self) -> &str {
-        &self.index
-    }
-
-    /// Returns the name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.index, self.name)
-    }
-}
-
-/// A handle with which the plugin sends requests to the runtime.
-///
-/// The handle stays valid across reconnections.
-#[derive(Clone, Debug, Default)]
-pub struct Runtime {
-    client: Arc<Mutex<Option<RuntimeClient>>>,
-    /// A lock that allows one request at a time, because Go's ttrpc closes a connection on which
-    /// requests arrive out of order.
-    turn: Arc<tokio::sync::Mutex<()>>,
-    renewal: Arc<Notify>,
-}
-
-impl fmt::Debug for RuntimeClient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RuntimeClient")
-    }
-}
-
-impl Runtime {
-    /// Updates running containers. Returns the updates that the runtime reports as failed.
-    ///
-    /// Success does not prove that the runtime applied all other updates. containerd does not
-    /// report the failure of an update with `ignore_failure`. If an update without `ignore_failure`
-    /// fails, containerd fails the whole request and does not try the remaining updates. To verify
-    /// the values, read them from the kernel.
-    ///
-    /// The function waits until the runtime replies, and the runtime first waits for events that it
-    /// is processing. Drop the future to cancel. The runtime sends no plugin an UpdateContainer
-    /// event for these updates.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the plugin has no connection, if an event handler calls the function, or if the
-    /// runtime fails. If the runtime fails, it may have applied some of the updates.
-    pub async fn update_containers(
-        &self,
-        update: Vec<ContainerUpdate>,
-    ) -> Result<Vec<ContainerUpdate>, UpdateError> {
-        if in_event() {
-            return Err(UpdateError::InEvent);
-        }
-        let _turn = self.turn.lock().await;
-        let client = self.client().ok_or(UpdateError::NotConnected)?;
-        let request = UpdateContainersRequest { update, ..Default::default() };
-        match client.update_containers(ttrpc::context::Context::default(), &request).await {
-            Ok(response) => Ok(response.failed),
-            Err(ttrpc::Error::RpcStatus(status)) => Err(UpdateError::Runtime(status.message)),
-            Err(error) => Err(UpdateError::Runtime(error.to_string())),
-        }
-    }
-
-    /// Closes the connection and makes a new connection, over which the runtime synchronises all
-    /// pods and containers. Call this function if the plugin has missed an event. Without a
-    /// connection the function does nothing, because the stub is connecting already.
-    pub fn reconnect(&self) {
-        self.renewal.notify_waiters();
-    }
-
-    fn client(&self) -> Option<RuntimeClient> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set(&self, client: Option<RuntimeClient>) {
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
-    }
-}
 
 impl Launched {
     /// Registers a plugin that cannot run, and then closes the connection. Call this function
@@ -342,14 +176,14 @@ impl<P: Plugin> Stub<P> {
     /// from the runtime cannot be used.
     pub async fn run(mut self) -> Result<(), Error> {
         let Some(launched) = self.launched.take() else {
-            let _lock = self.lock_instance()?.wait().await?;
+            let _lock = InstanceLock::open(&self.socket, &self.identity)?.wait().await?;
             return self.serve(None).await;
         };
         let runtime = launched.runtime.and_then(watch);
         let mut connection =
             launched.connection.map(connection).transpose().map_err(Error::Connection)?;
         let serve = async {
-            let lock = match self.lock_instance() {
+            let lock = match InstanceLock::open(&self.socket, &self.identity) {
                 Ok(lock) => lock,
                 Err(error) => {
                     decline(self.identity.clone(), self.drop_in.clone(), connection.take()).await;
@@ -491,8 +325,8 @@ impl<P: Plugin> Stub<P> {
         replacement: impl Future<Output = UnixStream>,
     ) -> End {
         let register = RegisterPluginRequest {
-            plugin_name: self.identity.name.clone(),
-            plugin_idx: self.identity.index.clone(),
+            plugin_name: self.identity.name().to_owned(),
+            plugin_idx: self.identity.index().to_owned(),
             NRI_version: NriVersion::NEWEST.to_string(),
             ..Default::default()
         };
@@ -567,24 +401,6 @@ impl<P: Plugin> Stub<P> {
         }
         std::future::pending().await
     }
-
-    fn lock_instance(&self) -> Result<InstanceLock, Error> {
-        let directory = self.socket.parent().unwrap_or(Path::new("/"));
-        let path = directory.join(format!("{}.lock", self.identity.name));
-        let failed = |error: io::Error| Error::Lock { path: path.clone(), error };
-        // The runtime creates the directory with the same mode.
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| failed(error.into()))?;
-        let file = File::from(file);
-        let held = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => true,
-            Err(rustix::io::Errno::WOULDBLOCK) => false,
-            Err(error) => return Err(failed(error.into())),
-        };
-        Ok(InstanceLock { path, file, held })
-    }
 }
 
 /// Returns an endless sequence of growing, randomly varied delays.
@@ -614,38 +430,4 @@ async fn ended(process: Option<AsyncFd<OwnedFd>>) {
 
 fn closed(reason: String) -> End {
     End::Closed { reason, was_synchronized: false }
-}
-
-/// The lock that prevents a second running instance of a plugin. The kernel releases the lock when
-/// the process that holds it ends.
-#[derive(Debug)]
-struct InstanceLock {
-    path: PathBuf,
-    file: File,
-    held: bool,
-}
-
-impl InstanceLock {
-    async fn wait(mut self) -> Result<Self, Error> {
-        if self.held {
-            return Ok(self);
-        }
-        warn!(lock = %self.path.display(), "another instance of this plugin is running, waiting until it ends");
-        let failed = |error| Error::Lock { path: self.path.clone(), error };
-        let file = self.file.try_clone().map_err(failed)?;
-        let (done, locked) = oneshot::channel();
-        // Use a separate thread: tokio waits for its blocking threads at shutdown, and this call
-        // may never return.
-        let wait = move || {
-            let result = flock(file.as_fd(), FlockOperation::LockExclusive);
-            let _ = done.send(result);
-        };
-        std::thread::Builder::new().name("lock".to_owned()).spawn(wait).map_err(failed)?;
-        match pin!(locked).await {
-            Ok(Ok(())) => self.held = true,
-            Ok(Err(error)) => return Err(failed(error.into())),
-            Err(_) => return Err(failed(io::ErrorKind::Interrupted.into())),
-        }
-        Ok(self)
-    }
 }

@@ -22,136 +22,36 @@
 //! # }
 //! ```
 
+mod options;
+mod service;
+
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use protobuf::{Message as _, MessageField};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use ttrpc::r#async::transport::{Listener, Socket};
-use ttrpc::r#async::{Client, Server, TtrpcContext};
+use ttrpc::r#async::{Client, Server};
 use ttrpc::context::Context;
 
+pub use self::options::{Options, RequestError};
+use self::service::RuntimeService;
+pub use self::service::UpdateRequest;
 use crate::api::*;
 use crate::event::EventMask;
-use crate::generated::nri_ttrpc::{self as wire, PluginClient, create_runtime};
+use crate::generated::nri_ttrpc::{PluginClient, create_runtime};
+use crate::identity::Identity;
 use crate::mux::{Closed, Mux};
-use crate::stub::Identity;
 use crate::version::NriVersion;
 
 /// Maximum number of bytes of pods and containers in one part of a synchronisation. A ttrpc message
 /// has at most 4 MiB.
 const SYNCHRONIZE_PART: u64 = 3 << 20;
-
-/// The properties of the simulated runtime.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Name of the runtime.
-    pub name: String,
-    /// Version of the runtime.
-    pub version: String,
-    /// Version of NRI. Since 0.12 the runtime reports the version to the plugin.
-    pub nri_version: NriVersion,
-    /// Content of the plugin's drop-in file.
-    pub config: String,
-    /// Time limit for the registration of the plugin.
-    pub registration_timeout: Duration,
-    /// Time limit for each reply of the plugin.
-    pub request_timeout: Duration,
-}
-
-impl Default for Options {
-    /// Returns options that simulate containerd 2.1.9 with NRI 0.8.0 and default timeouts.
-    fn default() -> Self {
-        Self {
-            name: "containerd".into(),
-            version: "2.1.9".into(),
-            nri_version: NriVersion(0, 8, 0),
-            config: String::new(),
-            registration_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(2),
-        }
-    }
-}
-
-/// The reason why a request to a plugin failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
-    /// The plugin refused the request.
-    #[error("refused by the plugin: {0}")]
-    Refused(String),
-    /// The plugin did not reply in time, so the runtime has dropped the plugin.
-    #[error("no reply from the plugin within {0:?}")]
-    Deadline(Duration),
-    /// The connection is closed.
-    #[error("connection to the plugin: {0}")]
-    Closed(String),
-    /// The plugin violated the protocol, so a real runtime would drop the plugin.
-    #[error("{0}")]
-    Misbehaved(String),
-}
-
-/// A plugin's request to update containers. The plugin waits for the answer.
-#[derive(Debug)]
-pub struct UpdateRequest {
-    /// The requested updates.
-    pub update: Vec<ContainerUpdate>,
-    reply: oneshot::Sender<Result<Vec<ContainerUpdate>, String>>,
-}
-
-impl UpdateRequest {
-    /// Reports that all updates succeeded, except for `failed`.
-    pub fn succeed(self, failed: Vec<ContainerUpdate>) {
-        // The plugin may have cancelled the request or closed the connection.
-        let _ = self.reply.send(Ok(failed));
-    }
-
-    /// Reports that the whole request failed.
-    pub fn fail(self, message: impl Into<String>) {
-        let _ = self.reply.send(Err(message.into()));
-    }
-}
-
-struct RuntimeService {
-    registered: mpsc::Sender<RegisterPluginRequest>,
-    updates: mpsc::UnboundedSender<UpdateRequest>,
-}
-
-fn status(message: impl ToString) -> ttrpc::Error {
-    ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNKNOWN, message))
-}
-
-#[async_trait]
-impl wire::Runtime for RuntimeService {
-    async fn register_plugin(
-        &self,
-        _: &TtrpcContext,
-        request: RegisterPluginRequest,
-    ) -> ttrpc::Result<Empty> {
-        self.registered.send(request).await.map_err(|_| status("registration came too late"))?;
-        Ok(Empty::default())
-    }
-
-    async fn update_containers(
-        &self,
-        _: &TtrpcContext,
-        request: UpdateContainersRequest,
-    ) -> ttrpc::Result<UpdateContainersResponse> {
-        let (reply, answer) = oneshot::channel();
-        let gone = "the test does not handle updates";
-        self.updates
-            .send(UpdateRequest { update: request.update, reply })
-            .map_err(|_| status(gone))?;
-        let failed = answer.await.map_err(|_| status(gone))?.map_err(status)?;
-        Ok(UpdateContainersResponse { failed, ..Default::default() })
-    }
-}
 
 /// A registered and configured plugin.
 pub struct Connection {
