@@ -21,7 +21,25 @@ struct Crate {
     order: &'static [&'static str],
 }
 
-const CRATES: [Crate; 3] = [
+const CRATES: [Crate; 4] = [
+    Crate {
+        sources: "proto/src",
+        order: &[
+            "event",
+            "version",
+            "plugin",
+            "error",
+            "identity",
+            "mux",
+            "answer",
+            "handle",
+            "instance_lock",
+            "launch",
+            "service",
+            "stub",
+            "runtime",
+        ],
+    },
     Crate {
         sources: "plugin/core/src",
         order: &["units", "outcome", "pod", "policy", "requests", "incident"],
@@ -83,12 +101,14 @@ impl Source {
     }
 }
 
-/// Returns the sources of a crate, without test modules.
+/// Returns the sources of a crate, without test modules and generated files.
 fn sources(of: &Crate) -> Vec<Source> {
     let root = repository().join(of.sources);
     let mut test_files = BTreeSet::new();
     let mut sources = Vec::new();
-    let files = WalkDir::new(&root).sort_by_file_name().into_iter().map(Result::unwrap);
+    let is_generated = |name: &std::ffi::OsStr| name == "generated";
+    let files = WalkDir::new(&root).sort_by_file_name().into_iter();
+    let files = files.filter_entry(|file| !is_generated(file.file_name())).map(Result::unwrap);
     for file in files.filter(|file| file.path().extension().is_some_and(|kind| kind == "rs")) {
         let path = file.path().strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
         let module = module(&path);

@@ -48,7 +48,10 @@ impl InstanceLock {
         if self.held {
             return Ok(self);
         }
-        warn!(lock = %self.path.display(), "another instance of this plugin is running, waiting until it ends");
+        warn!(
+            lock = %self.path.display(),
+            "another instance of this plugin is running, waiting until it ends"
+        );
         let failed = |error| Error::Lock { path: self.path.clone(), error };
         let file = self.file.try_clone().map_err(failed)?;
         let (done, locked) = oneshot::channel();

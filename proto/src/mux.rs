@@ -339,7 +339,8 @@ impl Assembler {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!(
-                    "cannot send a ttrpc message of {payload} bytes, at most {TTRPC_MAX_PAYLOAD} are possible"
+                    "cannot send a ttrpc message of {payload} bytes, at most {TTRPC_MAX_PAYLOAD} \
+                     are possible"
                 ),
             ));
         }

@@ -336,54 +336,32 @@ impl<P: Plugin> wire::Plugin for Service<P> {
         r: StateChangeEvent,
     ) -> ttrpc::Result<Empty> {
         let (plugin, pod, container) = (&self.plugin, owned(r.pod), owned(r.container));
+        macro_rules! pass_on {
+            ($name:literal, $method:ident($($argument:ident),*)) => {{
+                answer($name, context, async { plugin.$method($($argument),*).await }).await?;
+            }};
+        }
         match r.event.enum_value() {
-            Ok(Event::RUN_POD_SANDBOX) => {
-                answer("RunPodSandbox", context, async { plugin.run_pod_sandbox(pod).await })
-                    .await?
-            }
+            Ok(Event::RUN_POD_SANDBOX) => pass_on!("RunPodSandbox", run_pod_sandbox(pod)),
             Ok(Event::POST_UPDATE_POD_SANDBOX) => {
-                answer("PostUpdatePodSandbox", context, async {
-                    plugin.post_update_pod_sandbox(pod).await
-                })
-                .await?;
+                pass_on!("PostUpdatePodSandbox", post_update_pod_sandbox(pod));
             }
-            Ok(Event::STOP_POD_SANDBOX) => {
-                answer("StopPodSandbox", context, async { plugin.stop_pod_sandbox(pod).await })
-                    .await?
-            }
-            Ok(Event::REMOVE_POD_SANDBOX) => {
-                answer("RemovePodSandbox", context, async { plugin.remove_pod_sandbox(pod).await })
-                    .await?
-            }
+            Ok(Event::STOP_POD_SANDBOX) => pass_on!("StopPodSandbox", stop_pod_sandbox(pod)),
+            Ok(Event::REMOVE_POD_SANDBOX) => pass_on!("RemovePodSandbox", remove_pod_sandbox(pod)),
             Ok(Event::POST_CREATE_CONTAINER) => {
-                answer("PostCreateContainer", context, async {
-                    plugin.post_create_container(pod, container).await
-                })
-                .await?;
+                pass_on!("PostCreateContainer", post_create_container(pod, container));
             }
             Ok(Event::START_CONTAINER) => {
-                answer("StartContainer", context, async {
-                    plugin.start_container(pod, container).await
-                })
-                .await?
+                pass_on!("StartContainer", start_container(pod, container));
             }
             Ok(Event::POST_START_CONTAINER) => {
-                answer("PostStartContainer", context, async {
-                    plugin.post_start_container(pod, container).await
-                })
-                .await?;
+                pass_on!("PostStartContainer", post_start_container(pod, container));
             }
             Ok(Event::POST_UPDATE_CONTAINER) => {
-                answer("PostUpdateContainer", context, async {
-                    plugin.post_update_container(pod, container).await
-                })
-                .await?;
+                pass_on!("PostUpdateContainer", post_update_container(pod, container));
             }
             Ok(Event::REMOVE_CONTAINER) => {
-                answer("RemoveContainer", context, async {
-                    plugin.remove_container(pod, container).await
-                })
-                .await?
+                pass_on!("RemoveContainer", remove_container(pod, container));
             }
             // In every version, the other known events have their own RPCs. An unknown event is
             // newer than this crate.

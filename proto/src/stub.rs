@@ -239,7 +239,11 @@ impl<P: Plugin> Stub<P> {
                 End::Unreachable(error) => {
                     // Log one warning per lost connection, not one per attempt.
                     if !told {
-                        warn!(socket = %self.socket.display(), %error, "cannot connect to the runtime, trying again");
+                        warn!(
+                            socket = %self.socket.display(),
+                            %error,
+                            "cannot connect to the runtime, trying again"
+                        );
                         told = true;
                     }
                     tokio::time::sleep(knocks.next().unwrap_or(LASTING)).await;
@@ -291,7 +295,9 @@ impl<P: Plugin> Stub<P> {
             Ok(()) => tokio::select! {
                 biased;
                 reason = mux.closed() => closed(reason.to_string()),
-                () = self.runtime.renewal.notified() => closed("the plugin requested a new synchronization".to_owned()),
+                () = self.runtime.renewal.notified() => {
+                    closed("the plugin requested a new synchronization".to_owned())
+                }
                 end = self.converse(&mux, &client, watched, launched, replacement) => end,
             },
         };
@@ -334,9 +340,6 @@ impl<P: Plugin> Stub<P> {
         if let Err(error) = client.register_plugin(context, &register).await {
             return closed(format!("cannot register as {}: {error}", self.identity));
         }
-        // An error means that the service has dropped the senders. The server drops the service
-        // only when the connection ends.
-        let gone = |_| closed("the service ended".to_owned());
         let configured = progress.wait_for(|p| *p != Progress::Connected);
         let configured = match timeout(REGISTRATION_TIMEOUT, configured).await {
             Ok(Ok(progress)) => progress.clone(),
@@ -363,6 +366,12 @@ impl<P: Plugin> Stub<P> {
         if launched && version.is_some_and(|version| version < NriVersion::SYNCHRONIZES_LAUNCHED) {
             return End::Replaced(replacement.await);
         }
+        self.until_forgotten(progress).await
+    }
+
+    /// Waits for the synchronization, and then until the runtime has forgotten the plugin. Returns
+    /// only when the connection must end.
+    async fn until_forgotten(&self, mut progress: watch::Receiver<Progress>) -> End {
         let settled =
             progress.wait_for(|p| matches!(p, Progress::Synchronized | Progress::Forgotten(_)));
         match timeout(SYNCHRONIZE_TIMEOUT, settled).await {
@@ -426,6 +435,12 @@ async fn ended(process: Option<AsyncFd<OwnedFd>>) {
         return;
     }
     std::future::pending().await
+}
+
+/// Returns the end of a connection whose service has dropped the sender of its progress. The server
+/// drops the service only when the connection ends.
+fn gone(_: watch::error::RecvError) -> End {
+    closed("the service ended".to_owned())
 }
 
 fn closed(reason: String) -> End {

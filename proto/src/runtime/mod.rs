@@ -112,7 +112,7 @@ impl Connection {
         let client = PluginClient::new(Client::new(Socket::new(plugin_conn)));
 
         let registration = tokio::select! {
-            registration = timeout(options.registration_timeout, registration.recv()) => registration,
+            received = timeout(options.registration_timeout, registration.recv()) => received,
             reason = mux.closed() => return Err(RequestError::Closed(reason.to_string())),
         };
         let registration = match registration {
@@ -131,35 +131,41 @@ impl Connection {
             _server: server.into(),
         };
 
+        connection.configure().await?;
+        Ok((connection, requested))
+    }
+
+    /// Sends the configuration, and stores the events to which the plugin subscribes.
+    async fn configure(&mut self) -> Result<(), RequestError> {
         let configure = ConfigureRequest {
-            config: connection.options.config.clone(),
-            runtime_name: connection.options.name.clone(),
-            runtime_version: connection.options.version.clone(),
-            registration_timeout: millis(connection.options.registration_timeout),
-            request_timeout: millis(connection.options.request_timeout),
-            NRI_version: if connection.speaks(NriVersion::RPC_PER_EVENT) {
-                connection.options.nri_version.to_string()
+            config: self.options.config.clone(),
+            runtime_name: self.options.name.clone(),
+            runtime_version: self.options.version.clone(),
+            registration_timeout: millis(self.options.registration_timeout),
+            request_timeout: millis(self.options.request_timeout),
+            NRI_version: if self.speaks(NriVersion::RPC_PER_EVENT) {
+                self.options.nri_version.to_string()
             } else {
                 String::new()
             },
             ..Default::default()
         };
-        let response = connection
+        let response = self
             .call(|client, context| async move { client.configure(context, &configure).await })
             .await?;
-        let known = connection.options.nri_version.events();
-        connection.events = match EventMask::from_bits_retain(response.events) {
+        let known = self.options.nri_version.events();
+        self.events = match EventMask::from_bits_retain(response.events) {
             events if events.is_empty() => known,
             events if known.contains(events) => events,
             events => {
-                connection.close();
+                self.close();
                 return Err(RequestError::Misbehaved(format!(
                     "subscribed to unknown events {}",
                     events.difference(known)
                 )));
             }
         };
-        Ok((connection, requested))
+        Ok(())
     }
 
     /// Returns the plugin's index and name.
@@ -352,23 +358,10 @@ impl Connection {
             return Ok(());
         }
         let pod = MessageField::some(pod);
-        let is_of_pod = matches!(
-            event,
-            Event::RUN_POD_SANDBOX
-                | Event::STOP_POD_SANDBOX
-                | Event::REMOVE_POD_SANDBOX
-                | Event::POST_UPDATE_POD_SANDBOX
-        );
         let container =
-            if is_of_pod { MessageField::none() } else { MessageField::some(container) };
+            if is_of_pod(event) { MessageField::none() } else { MessageField::some(container) };
         if !self.speaks(NriVersion::RPC_PER_EVENT) {
-            let request =
-                StateChangeEvent { event: event.into(), pod, container, ..Default::default() };
-            return self
-                .call(|client, context| async move {
-                    client.state_change(context, &request).await.map(drop)
-                })
-                .await;
+            return self.state_change(event, pod, container).await;
         }
         macro_rules! of_pod {
             ($method:ident, $request:ident) => {{
@@ -408,6 +401,21 @@ impl Connection {
             Event::REMOVE_CONTAINER => of_container!(remove_container, RemoveContainerRequest),
             other => panic!("{other:?} is not an event without a reply"),
         }
+    }
+
+    /// Sends an event as NRI before 0.12 does.
+    async fn state_change(
+        &self,
+        event: Event,
+        pod: MessageField<PodSandbox>,
+        container: MessageField<Container>,
+    ) -> Result<(), RequestError> {
+        let request =
+            StateChangeEvent { event: event.into(), pod, container, ..Default::default() };
+        self.call(|client, context| async move {
+            client.state_change(context, &request).await.map(drop)
+        })
+        .await
     }
 
     /// Sends Shutdown: the runtime shuts down.
@@ -469,6 +477,17 @@ impl Connection {
             }
         }
     }
+}
+
+/// Returns whether an event without a reply is about a pod.
+fn is_of_pod(event: Event) -> bool {
+    matches!(
+        event,
+        Event::RUN_POD_SANDBOX
+            | Event::STOP_POD_SANDBOX
+            | Event::REMOVE_POD_SANDBOX
+            | Event::POST_UPDATE_POD_SANDBOX
+    )
 }
 
 fn millis(duration: Duration) -> i64 {
