@@ -78,7 +78,7 @@ impl Configurator {
         self.apply_config(Some(config));
         info!(file, "configuration changed");
         // Nobody waits for the node's memory.
-        let _ = self.request_memory(true);
+        drop(self.request_memory(true));
     }
 
     /// Checks whether an operator has called `plimsoll restore` or has reset the brake. After a
