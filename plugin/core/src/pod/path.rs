@@ -105,6 +105,11 @@ impl CgroupPath {
         Some(Self(self.0.rsplit_once('/')?.0.to_owned()))
     }
 
+    /// Returns whether this cgroup is a descendant of `other`.
+    pub fn is_below(&self, other: &Self) -> bool {
+        self.0.strip_prefix(&other.0).is_some_and(|rest| rest.starts_with('/'))
+    }
+
     /// Returns the child cgroup with this name, or `None` if the name is not valid for a cgroup.
     pub fn join(&self, name: &str) -> Option<Self> {
         is_part(name).then(|| Self(format!("{}/{name}", self.0)))

@@ -11,6 +11,7 @@ use tracing::{debug, warn};
 
 use super::{InForce, KNOBS, Levels, State};
 use crate::cgroup::CgroupError;
+use crate::config::Reserved;
 use crate::lock;
 use crate::state::originals::{Target, Values};
 
@@ -99,12 +100,23 @@ impl Levels {
         }
     }
 
+    /// Returns the `memory.min` and `memory.low` that a cgroup needs for the pods and the reserved
+    /// cgroups in it. An ancestor needs the sum of both, because the kernel protects no more in a
+    /// cgroup than the cgroup's ancestors have.
     pub(super) fn wanted(&self, state: &State, cgroup: &CgroupPath) -> [Bytes; 2] {
-        let reserved = state.reserved.iter().filter(|reserved| reserved.cgroup == *cgroup);
-        let reserved =
-            reserved.fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory));
-        let desired = state.tree.desired(cgroup).unwrap_or_default();
-        [reserved.max(desired.min), desired.low]
+        let sum = |reserved: &mut dyn Iterator<Item = &Reserved>| {
+            reserved.fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory))
+        };
+        let own = sum(&mut state.reserved.iter().filter(|reserved| reserved.cgroup == *cgroup));
+        let below =
+            sum(&mut state.reserved.iter().filter(|reserved| reserved.cgroup.is_below(cgroup)));
+        let pods = state.tree.desired(cgroup).unwrap_or_default();
+        let min = if state.tree.is_above_kubepods(cgroup) {
+            own.saturating_add(pods.min)
+        } else {
+            own.max(pods.min)
+        };
+        [min.saturating_add(below), pods.low]
     }
 
     /// Returns the changes that give a cgroup its desired values.
@@ -138,16 +150,20 @@ impl Levels {
         observed: &InForce,
     ) -> [Limit; 2] {
         let wanted = self.wanted(state, cgroup);
+        let is_ancestor = state.is_ancestor(cgroup);
         [0, 1].map(|index| {
-            if wanted[index] > Bytes::ZERO {
-                return Limit::Bytes(wanted[index].floor_to(self.page_size));
+            let wanted = Limit::Bytes(wanted[index].floor_to(self.page_size));
+            if wanted > Limit::Bytes(Bytes::ZERO) && !is_ancestor {
+                return wanted;
             }
             let target = Target::Cgroup(cgroup.clone(), observed.inode);
-            match lock(&self.originals).get(&target) {
+            let original = match lock(&self.originals).get(&target) {
                 Some(values) => values.get(KNOBS[index]).unwrap_or(Limit::Bytes(Bytes::ZERO)),
                 // The plugin has never changed the cgroup.
                 None => observed.get(KNOBS[index]),
-            }
+            };
+            // An ancestor may protect other programs, too.
+            original.max(wanted)
         })
     }
 

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LevelKind {
+    /// Cgroup above kubepods or above a reserved cgroup, such as the kubelet's `--cgroup-root`.
+    Ancestor,
     /// Cgroup of all pods.
     Kubepods,
     /// Cgroup that contains all pods with one QoS class.
@@ -20,6 +22,7 @@ impl LevelKind {
     /// Returns the name that metrics and `plimsoll status` use for this kind.
     pub const fn word(self) -> &'static str {
         match self {
+            Self::Ancestor => "ancestor",
             Self::Kubepods => "kubepods",
             Self::Class => "class",
             Self::Pod => "pod",

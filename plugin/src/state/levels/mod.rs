@@ -22,7 +22,7 @@ mod query;
 mod sandbox;
 mod settle;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use plimsoll_core::pod::CgroupPath;
@@ -139,16 +139,39 @@ impl State {
     }
 
     /// Returns all managed cgroups: first those of the tree, parents before their children, then
-    /// the reserved cgroups.
+    /// the reserved cgroups and their ancestors, parents before their children.
     fn cgroups(&self) -> Vec<CgroupPath> {
         let levels = self.tree.levels().into_iter().map(|level| level.cgroup);
-        levels.chain(self.reserved.iter().map(|reserved| reserved.cgroup.clone())).collect()
+        let reserved = with_ancestors(&self.reserved);
+        let reserved = reserved.into_iter().filter(|cgroup| self.tree.desired(cgroup).is_none());
+        levels.chain(reserved).collect()
+    }
+
+    /// Returns whether the plugin manages the cgroup.
+    fn manages(&self, cgroup: &CgroupPath) -> bool {
+        let is_reserved =
+            |reserved: &Reserved| reserved.cgroup == *cgroup || reserved.cgroup.is_below(cgroup);
+        self.tree.desired(cgroup).is_some() || self.reserved.iter().any(is_reserved)
+    }
+
+    /// Returns whether the plugin manages the cgroup only because of cgroups below it: kubepods, or
+    /// a reserved cgroup.
+    fn is_ancestor(&self, cgroup: &CgroupPath) -> bool {
+        let is_named = self.reserved.iter().any(|reserved| reserved.cgroup == *cgroup);
+        let is_above = || {
+            self.tree.is_above_kubepods(cgroup)
+                || self.reserved.iter().any(|reserved| reserved.cgroup.is_below(cgroup))
+        };
+        !is_named && !self.tree.is_pod(cgroup) && !self.tree.is_kubepods(cgroup) && is_above()
     }
 }
 
-/// Returns whether the plugin manages the cgroup.
-fn is_ours(tree: &Tree, reserved: &[Reserved], cgroup: &CgroupPath) -> bool {
-    tree.desired(cgroup).is_some() || reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
+/// Returns the reserved cgroups and their ancestors, parents before their children.
+fn with_ancestors(reserved: &[Reserved]) -> BTreeSet<CgroupPath> {
+    let lineage = |reserved: &Reserved| {
+        std::iter::successors(Some(reserved.cgroup.clone()), CgroupPath::parent)
+    };
+    reserved.iter().flat_map(lineage).collect()
 }
 
 /// Values in the files of a cgroup.
@@ -222,7 +245,7 @@ impl Levels {
         state.raising = Raising::of(settings);
         let former = std::mem::replace(&mut state.reserved, settings.reserved());
         let mut levels: Vec<_> =
-            former.iter().chain(&state.reserved).map(|reserved| reserved.cgroup.clone()).collect();
+            with_ancestors(&former).union(&with_ancestors(&state.reserved)).cloned().collect();
         levels.extend(state.tree.set_budget(budget).into_iter().map(|level| level.cgroup));
         self.apply_cgroups(&mut state, levels);
     }

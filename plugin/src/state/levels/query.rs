@@ -5,9 +5,10 @@ use std::collections::{BTreeSet, HashSet};
 use plimsoll_core::pod::{CgroupPath, PodCgroup, PodUid};
 use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::hierarchy::{Level, PodPlace, Tree};
+use plimsoll_core::units::Bytes;
 
 use super::sandbox::Sandbox;
-use super::{LevelKind, Levels, State, is_ours};
+use super::{LevelKind, Levels, State};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::kubelet::kubepods::{CgroupSearch, find};
 use crate::lock;
@@ -26,25 +27,26 @@ impl Levels {
     }
 
     fn levels_of(&self, state: &State) -> Vec<(Level, LevelKind)> {
-        let of_pods = state.tree.levels().into_iter().map(|level| {
-            let kind =
-                match level.cgroup.parent().filter(|parent| state.tree.desired(parent).is_some()) {
-                    _ if state.tree.is_pod(&level.cgroup) => LevelKind::Pod,
-                    Some(_) => LevelKind::Class,
-                    None => LevelKind::Kubepods,
-                };
-            (level, kind)
-        });
         // The configuration may name the same cgroup for the system and for Kubernetes.
         let named: BTreeSet<_> = state.reserved.iter().map(|reserved| &reserved.cgroup).collect();
-        let reserved = named.into_iter().map(|cgroup| {
-            let [min, low] = self.wanted(state, cgroup);
-            (
-                Level { cgroup: cgroup.clone(), protection: Protection { min, low } },
-                LevelKind::Reserved,
-            )
+        let levels = state.cgroups().into_iter().map(|cgroup| {
+            let kind = match &cgroup {
+                cgroup if state.tree.is_pod(cgroup) => LevelKind::Pod,
+                cgroup if state.tree.is_kubepods(cgroup) => LevelKind::Kubepods,
+                cgroup if named.contains(cgroup) => LevelKind::Reserved,
+                cgroup if state.is_ancestor(cgroup) => LevelKind::Ancestor,
+                _ => LevelKind::Class,
+            };
+            let [min, low] = match state.in_force.get(&cgroup) {
+                // An ancestor keeps its original values where they are larger.
+                Some(in_force) if kind == LevelKind::Ancestor => self
+                    .targets(state, &cgroup, in_force)
+                    .map(|target| target.bytes().unwrap_or(Bytes::MAX)),
+                _ => self.wanted(state, &cgroup),
+            };
+            (Level { protection: Protection { min, low }, cgroup }, kind)
         });
-        of_pods.chain(reserved).collect()
+        levels.collect()
     }
 
     /// Returns the values that the cgroups would have in enforce mode, in the order of
@@ -82,8 +84,7 @@ impl Levels {
 
     /// Returns whether the plugin manages the cgroup.
     pub fn contains(&self, cgroup: &CgroupPath) -> bool {
-        let state = lock(&self.state);
-        is_ours(&state.tree, &state.reserved, cgroup)
+        lock(&self.state).manages(cgroup)
     }
 
     /// Returns the reserved cgroups, which are outside kubepods.

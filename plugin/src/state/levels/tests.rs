@@ -11,8 +11,11 @@ use plimsoll_core::units::{Bytes, Knob, Limit, PageSize};
 use super::{CheckNext, Levels};
 use crate::agent::systemd::keep_values;
 use crate::cgroup::systemd::fake::{Host, Mood, POD};
+use crate::config::Config;
 use crate::lock;
 use crate::state::originals::Originals;
+use crate::state::settings::Settings;
+use crate::state::testing::TestNode;
 
 const KUBEPODS: &str = "kubepods.slice";
 
@@ -174,4 +177,71 @@ async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_e
     arranged.until("sent all", || writes.available_permits() == 0).await;
     assert_eq!(arranged.sent(), values);
     assert_eq!(lock(&arranged.levels.state).contention.repairs(&(path(POD), Knob::Min)), 0);
+}
+
+/// Cgroups of a test node that has no systemd.
+struct Tree {
+    node: TestNode,
+    levels: Levels,
+}
+
+impl Tree {
+    /// Creates these cgroups, each with its `memory.min`.
+    fn new(cgroups: &[(&str, u64)]) -> Self {
+        let node = TestNode::new("");
+        for (cgroup, min) in cgroups {
+            node.set(cgroup, "memory.min", min);
+            node.set(cgroup, "memory.low", 0);
+        }
+        let originals = Arc::new(Mutex::new(Originals::none(node.host.path())));
+        let levels = Levels::new(node.root.clone(), PageSize::KIB4, originals, Arc::default());
+        Self { node, levels }
+    }
+
+    fn claim(&self, pod: &str, min: u64) {
+        let place = PodPlace::new(path(pod), QosClass::Guaranteed).unwrap();
+        let claim = Protection { min: Bytes::new(min), low: Bytes::ZERO };
+        self.levels.claim_if(&place, "app", claim, || true);
+    }
+
+    fn reserve(&self, config: &str) {
+        let config = Config::parse(config.as_bytes(), "test").unwrap();
+        let host = self.node.host.path();
+        self.levels.set_node(&Settings::without_memory(config, host));
+    }
+
+    fn mins<const N: usize>(&self, cgroups: [&str; N]) -> [u64; N] {
+        cgroups.map(|cgroup| self.node.get(cgroup, "memory.min").parse().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn cgroups_above_kubepods_get_its_values_and_their_originals_back() {
+    const CGROUPS: [&str; 4] = ["a", "a/b", "a/b/kubepods", "a/b/kubepods/pod1"];
+    let tree = Tree::new(&CGROUPS.map(|cgroup| (cgroup, if cgroup == "a" { 12288 } else { 0 })));
+    tree.claim("a/b/kubepods/pod1", 8192);
+    assert_eq!(tree.mins(CGROUPS), [12288, 8192, 8192, 8192], "a larger value stays");
+    tree.claim("a/b/kubepods/pod1", 16384);
+    assert_eq!(tree.mins(CGROUPS), [16384; 4]);
+    tree.node.set("a/b", "memory.min", 0);
+    assert_eq!(tree.levels.check(&path("a/b"), &[Knob::Min]).next, CheckNext::Settled);
+    assert_eq!(tree.mins(CGROUPS), [16384; 4], "another program's write is repaired");
+    tree.claim("a/b/kubepods/pod1", 0);
+    assert_eq!(tree.mins(CGROUPS), [12288, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn cgroups_above_a_reserved_cgroup_get_its_value() {
+    const CGROUPS: [&str; 5] = ["s", "s/k", "s/r", "s/k/kubepods", "s/k/kubepods/pod1"];
+    let tree = Tree::new(&CGROUPS.map(|cgroup| (cgroup, 0)));
+    let reserved = "systemReserved: {memory: 4Mi}\nsystemReservedCgroup: /s/r\n";
+    tree.reserve(reserved);
+    let mi = 1 << 20;
+    assert_eq!(tree.mins(CGROUPS), [4 * mi, 0, 4 * mi, 0, 0]);
+    tree.claim("s/k/kubepods/pod1", 2 * mi);
+    assert_eq!(tree.mins(CGROUPS), [6 * mi, 2 * mi, 4 * mi, 2 * mi, 2 * mi]);
+    tree.reserve("systemReserved: {memory: 4Mi}\nsystemReservedCgroup: /s\n");
+    assert_eq!(tree.mins(CGROUPS), [6 * mi, 2 * mi, 0, 2 * mi, 2 * mi]);
+    tree.reserve("{}");
+    assert_eq!(tree.mins(CGROUPS), [2 * mi, 2 * mi, 0, 2 * mi, 2 * mi]);
 }

@@ -1,6 +1,7 @@
 //! Protection that containers need, and the resulting protection of the cgroups above them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::iter;
 
 use super::sums::{Share, Shares, Sum, total};
 use crate::pod::{CgroupPath, PodPlace, QosClass};
@@ -10,7 +11,7 @@ use crate::units::Bytes;
 /// Desired protection of a cgroup above the containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Level {
-    /// The cgroup of a pod, the cgroup of a class, or kubepods.
+    /// The cgroup of a pod, the cgroup of a class, kubepods, or a cgroup above kubepods.
     pub cgroup: CgroupPath,
     /// The desired values of the cgroup's files.
     pub protection: Protection,
@@ -40,8 +41,10 @@ pub struct Shortfall {
 pub struct Tree {
     budget: Option<Bytes>,
     pods: HashMap<CgroupPath, Pod>,
-    /// Desired values of kubepods and of the cgroups of classes, as sums.
+    /// Desired values of the cgroups of classes, of kubepods and of the cgroups above it, as sums.
     above: HashMap<CgroupPath, Sum>,
+    /// The cgroups of all pods. A node usually has one.
+    kubepods: BTreeSet<CgroupPath>,
     /// The pod of each container.
     containers: HashMap<String, CgroupPath>,
     /// Sum of `memory.min` and `memory.low` that all Guaranteed pods need.
@@ -180,10 +183,18 @@ impl Tree {
     /// Returns the cgroup of all pods. If there are several, returns the one whose path comes
     /// first.
     pub fn kubepods(&self) -> Option<&CgroupPath> {
-        let is_top = |cgroup: &&CgroupPath| {
-            cgroup.parent().is_none_or(|parent| !self.above.contains_key(&parent))
-        };
-        self.above.keys().filter(is_top).min()
+        self.kubepods.first()
+    }
+
+    /// Returns whether this is a cgroup of all pods.
+    pub fn is_kubepods(&self, cgroup: &CgroupPath) -> bool {
+        self.kubepods.contains(cgroup)
+    }
+
+    /// Returns whether the cgroup is above kubepods. Such a cgroup may belong to other programs,
+    /// too: its values must be at least the desired ones.
+    pub fn is_above_kubepods(&self, cgroup: &CgroupPath) -> bool {
+        self.kubepods.iter().any(|kubepods| kubepods.is_below(cgroup))
     }
 
     /// Returns whether any pod gets less protection than it needs, because all pods together need
@@ -294,10 +305,15 @@ impl Tree {
             self.note(class, change);
             self.above.entry(class.clone()).or_default().replace(last, new);
         }
-        self.note(place.kubepods(), change);
-        let kubepods = self.above.entry(place.kubepods().clone()).or_default();
-        kubepods.replace(last, new);
-        kubepods.replace_min(last.low, new.low);
+        if !self.kubepods.contains(place.kubepods()) {
+            self.kubepods.insert(place.kubepods().clone());
+        }
+        for cgroup in iter::once(place.kubepods().clone()).chain(place.above_kubepods()) {
+            self.note(&cgroup, change);
+            let sum = self.above.entry(cgroup).or_default();
+            sum.replace(last, new);
+            sum.replace_min(last.low, new.low);
+        }
     }
 
     /// Stores the desired value that a cgroup had before the current call. A second call for the
@@ -506,8 +522,35 @@ mod tests {
         tree.set_overhead(&place("x/y/a", QosClass::Guaranteed), protection(0, 0));
         assert_eq!(
             shown(&tree.levels()),
-            ["/x 50 50", "/x/y 100 150", "/x/y/a 0 100", "/x/y/b 0 50"]
+            ["/x 150 150", "/x/y 100 150", "/x/y/a 0 100", "/x/y/b 0 50"]
         );
+    }
+
+    #[test]
+    fn cgroups_above_kubepods_get_its_values() {
+        let mut tree = Tree::new(None);
+        let claimed =
+            tree.claim(&place("a/b/kubepods/pod1", QosClass::Guaranteed), "1", protection(5, 2));
+        let expected = ["/a 7 2", "/a/b 7 2", "/a/b/kubepods 7 2", "/a/b/kubepods/pod1 5 2"];
+        assert_eq!(shown(&claimed), expected);
+        assert_eq!(tree.kubepods(), Some(&path("a/b/kubepods")));
+        assert!(tree.is_kubepods(&path("a/b/kubepods")));
+        for (cgroup, is_above) in [
+            ("a", true),
+            ("a/b", true),
+            ("a/b/kubepods", false),
+            ("a/b/kube", false),
+            ("a/b/kubepods/pod1", false),
+        ] {
+            assert_eq!(tree.is_above_kubepods(&path(cgroup)), is_above, "{cgroup}");
+        }
+        // Another kubepods below the same cgroup root.
+        tree.claim(&place("a/kubepods/pod2", QosClass::Guaranteed), "2", protection(10, 0));
+        assert_eq!(tree.desired(&path("a")), Some(protection(17, 2)));
+        assert_eq!(tree.desired(&path("a/b")), Some(protection(7, 2)));
+        tree.remove_pod(&path("a/b/kubepods/pod1"));
+        assert_eq!(tree.desired(&path("a")), Some(protection(10, 0)));
+        assert_eq!(tree.desired(&path("a/b")), Some(protection(0, 0)));
     }
 
     #[test]
