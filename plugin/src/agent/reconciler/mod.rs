@@ -153,15 +153,8 @@ impl Reconciler {
             .ok();
         let (updater, updates) = mpsc::unbounded_channel();
         let (finished, done) = mpsc::unbounded_channel();
-        let updater_task = tokio::spawn(
-            Updater {
-                containers: containers.clone(),
-                runtime: runtime.clone(),
-                updates,
-                done: finished,
-            }
-            .run(),
-        );
+        let updates = Updater::new(containers.clone(), runtime.clone(), updates, finished);
+        let updater_task = tokio::spawn(updates.run());
         Self {
             updater,
             updater_task,
