@@ -23,6 +23,9 @@ pub(crate) const FILE: &str = "kills";
 /// The stored counts.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Counted {
+    /// Time when the plugin stored the counts, in seconds since the boot.
+    #[serde(default)]
+    pub(crate) stored_at: u64,
     pub(crate) pods: BTreeMap<CgroupPath, Pod>,
 }
 
@@ -38,10 +41,6 @@ pub(crate) struct Pod {
     pub(crate) running: BTreeMap<String, Running>,
     /// Histories of the pod's containers, by name.
     pub(crate) histories: BTreeMap<String, History>,
-    /// Whether this plugin process has checked the pod before. The first check may find kills from
-    /// before the start of this process.
-    #[serde(skip)]
-    pub(crate) is_seen: bool,
     /// Last observed number of times that usage reached a limit, and the time when the plugin first
     /// observed this number.
     #[serde(skip)]
@@ -59,7 +58,9 @@ impl Pod {
         let times = counts.kills().saturating_sub(running.counted.kills());
         self.accounted = self.accounted.plus(counts.since(running.counted));
         running.counted = counts;
-        Some(Killed { id, name: running.name.clone(), times, container: running.container.clone() })
+        let is_recent = std::mem::replace(&mut running.is_seen, true);
+        let (name, container) = (running.name.clone(), running.container.clone());
+        Some(Killed { id, name, times, is_recent, container })
     }
 
     /// Determines which container had the kills that only the pod's `memory.events` shows. `gone`
@@ -79,7 +80,7 @@ impl Pod {
                 let times = last.counted.plus(rest).kills().saturating_sub(last.counted.kills());
                 let (name, container) = (last.name.clone(), last.container.clone());
                 self.accounted = events;
-                Rest::Of(Killed { id: id.clone(), name, times, container })
+                Rest::Of(Killed { id: id.clone(), name, times, is_recent: last.is_seen, container })
             }
             // The container's file may show the kill a little later.
             (0, _) if self.unexplained != rest => {
@@ -133,6 +134,10 @@ pub(crate) struct Running {
     pub(crate) name: String,
     pub(crate) cgroup: CgroupPath,
     pub(crate) counted: Counts,
+    /// Whether this plugin process has seen the container start, or has read its counts. The first
+    /// read of another container may find kills from an earlier time.
+    #[serde(skip)]
+    pub(crate) is_seen: bool,
     /// The container's state at its last event. The runtime may report the container's end before
     /// the kill task reads the last kill.
     #[serde(skip)]
@@ -195,6 +200,9 @@ pub(crate) struct Killed {
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) times: u64,
+    /// Whether the kills have just happened. Otherwise their time is unknown, because they happened
+    /// before this plugin process first read the container's counts.
+    pub(crate) is_recent: bool,
     pub(crate) container: Option<Arc<Container>>,
 }
 
@@ -209,7 +217,7 @@ pub fn rescued_on(host: &Path) -> io::Result<Vec<(CgroupPath, String, Rescue)>> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => text?,
     };
-    let Counted { pods } = serde_json::from_slice(&text)?;
+    let Counted { pods, .. } = serde_json::from_slice(&text)?;
     let rescued = pods.into_iter().flat_map(|(path, pod)| {
         let histories = pod.histories.into_iter();
         histories.filter_map(move |(name, history)| Some((path.clone(), name, history.rescued()?)))
@@ -230,7 +238,8 @@ mod tests {
         let running = running.iter().map(|(id, name)| {
             let cgroup = CgroupPath::parse(&format!("kubepods/poda/{id}")).unwrap();
             let counted = Counts::default();
-            let running = Running { name: (*name).to_owned(), cgroup, counted, container: None };
+            let (name, is_seen) = ((*name).to_owned(), true);
+            let running = Running { name, cgroup, counted, is_seen, container: None };
             ((*id).to_owned(), running)
         });
         Pod { running: running.collect(), ..Pod::default() }

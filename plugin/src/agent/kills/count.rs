@@ -69,7 +69,6 @@ impl Watcher {
                 return true;
             }
         };
-        let was_seen = std::mem::replace(&mut pod.is_seen, true);
         let mut killed: Vec<_> =
             counts.into_iter().filter_map(|(id, counts)| pod.account(id, counts)).collect();
         match pod.attribute_rest(events.into(), &gone) {
@@ -101,7 +100,7 @@ impl Watcher {
         for killed in killed {
             let by_ours = self.kills_by_our_limits(path, &killed, is_by_its_limit);
             // The brake counts only kills that happened while this process ran.
-            if was_seen {
+            if killed.is_recent {
                 (0..by_ours).for_each(|_| self.reports.brake.count(Cause::Kills, Instant::now()));
             }
             self.on_killed(path, &killed, is_by_its_limit);
@@ -111,19 +110,22 @@ impl Watcher {
 
     /// Adds kills to the containers' kill histories. Starts a new history if the user now asks for
     /// another limit. Returns the names of the containers with a new history.
+    ///
+    /// A kill of unknown time counts from the earliest time at which the kernel can have counted
+    /// it. So such a kill causes a rescue only if it is certain to lie in the rescue's window.
     fn add_to_histories(&mut self, path: &CgroupPath, killed: &[Killed]) -> Vec<String> {
         let page = self.containers.settings().node.page_size;
         let now = now();
         let Some(pod) = self.counted.pods.get_mut(path) else { return Vec::new() };
         let mut forgotten = Vec::new();
-        for Killed { id, name, times, .. } in killed {
+        for Killed { id, name, times, is_recent, .. } in killed {
             let history = pod.histories.entry(name.clone()).or_default();
             if let Some(container) = self.containers.get(id)
                 && history.asks_for(container.asked, page)
             {
                 forgotten.push(name.clone());
             }
-            history.killed(*times, now);
+            history.killed(*times, if *is_recent { now } else { self.away_since });
         }
         forgotten
     }
@@ -134,8 +136,12 @@ impl Watcher {
         let settings = self.containers.settings();
         let rescue = settings.config.oom_rescue.unwrap_or_default();
         let now = now();
-        let kills =
+        let mut kills =
             pod.histories.get(&killed.name).map_or(0, |history| history.kills(rescue.window, now));
+        // Kills of unknown time may lie outside the window, but the report must not omit them.
+        if is_by_its_limit && !killed.is_recent {
+            kills = kills.max(usize::try_from(killed.times).unwrap_or(usize::MAX));
+        }
         // The runtime may have created a new container with this name, or may have reported the end
         // of the killed container.
         let is_it = |container: &Arc<Container>| {

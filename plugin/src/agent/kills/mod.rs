@@ -118,6 +118,9 @@ pub struct Watcher {
     /// Whether no stored counts existed at the start. Without stored counts, the kills in the
     /// cgroup files may be old.
     is_first: bool,
+    /// Time when an earlier plugin process last stored the counts, in seconds since the boot. A
+    /// kill that this process finds at its first look happened after this time.
+    away_since: u64,
     is_failing: bool,
     /// Counts that the plugin has already handled, for each kubepods.
     totals: BTreeMap<CgroupPath, Total>,
@@ -184,6 +187,7 @@ impl Watcher {
             work,
             changed,
             path,
+            away_since: counted.stored_at,
             counted,
             is_first,
             is_failing: false,
@@ -240,12 +244,12 @@ impl Watcher {
         let mut due: Due = woken.into_iter().map(|pod| (pod, BTreeSet::new())).collect();
         for change in changes {
             match change {
-                ContainerChange::Runs(container) => self.on_runs(&container, wakes, &mut due),
+                ContainerChange::Runs(container) => self.on_runs(&container, true, wakes, &mut due),
                 ContainerChange::Ended(pod, id) => _ = due.entry(pod).or_default().insert(id),
                 ContainerChange::All(containers) => {
                     containers
                         .iter()
-                        .for_each(|container| self.on_runs(container, wakes, &mut due));
+                        .for_each(|container| self.on_runs(container, false, wakes, &mut due));
                     let known: BTreeSet<_> =
                         containers.iter().map(|container| &container.id).collect();
                     for (pod, counted) in &self.counted.pods {
@@ -272,7 +276,14 @@ impl Watcher {
     }
 
     /// Handles a container that was started, or for which the user has asked for another limit.
-    fn on_runs(&mut self, container: &Arc<Container>, wakes: &mut Option<Wakes>, due: &mut Due) {
+    /// `is_event` is false if a synchronization reports the container, which may be old.
+    fn on_runs(
+        &mut self,
+        container: &Arc<Container>,
+        is_event: bool,
+        wakes: &mut Option<Wakes>,
+        due: &mut Due,
+    ) {
         let (Some(place), Some(cgroup)) = (&container.place, &container.cgroup) else { return };
         let path = place.cgroup();
         // Watch before reading the counts, because the kernel may kill a process in between.
@@ -305,6 +316,7 @@ impl Watcher {
             name: container.name.clone(),
             cgroup: cgroup.clone(),
             counted: if is_first { counted() } else { Counts::default() },
+            is_seen: is_event || is_first,
             container: None,
         });
         if let Some(running) = pod.running.get_mut(&container.id) {
@@ -351,6 +363,7 @@ impl Watcher {
     }
 
     fn store(&mut self) {
+        self.counted.stored_at = now();
         let text = serde_json::to_vec(&self.counted).map_err(io::Error::from);
         let result = text.and_then(|text| atomic_file::replace(&self.path, &text));
         if let Err(error) = &result
@@ -366,4 +379,55 @@ impl Watcher {
 /// Returns the seconds since the boot, including suspended time.
 fn now() -> u64 {
     u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use plimsoll_core::incident::IncidentKind;
+    use plimsoll_core::units::{Bytes, PageSize};
+
+    use super::*;
+    use crate::state::originals::Originals;
+    use crate::state::testing::{POD, TestNode};
+
+    /// Lets a plugin start that finds three new kills. An earlier plugin stored the counts at
+    /// `stored_at`. Returns the limit that the plugin requests.
+    fn limit_after_outage(window: &str, stored_at: u64) -> Option<Bytes> {
+        let config = format!(
+            "nodeAllocatable: 4Gi\noomRescue: {{kills: 3, window: {window}, ceiling: 250Mi}}\n"
+        );
+        let node = TestNode::new(&config);
+        let stored = format!(r#"{{"stored_at": {stored_at}, "pods": {{}}}}"#);
+        node.write(&format!("{}/{FILE}", originals::DIRECTORY), &stored);
+        let container = node.run("1", 100, 10);
+        for cgroup in [POD.to_owned(), format!("{POD}/1")] {
+            node.set(&cgroup, "memory.events", "high 0\noom 3\noom_kill 3\noom_group_kill 0\n");
+        }
+        let reports = Arc::<Reports>::default();
+        let originals = Arc::new(Mutex::new(Originals::none(node.host.path())));
+        let brake = reports.brake.clone();
+        let levels =
+            Arc::new(Levels::new(node.root.clone(), PageSize::KIB4, originals, brake.clone()));
+        let (work, mut requests) = mpsc::unbounded_channel();
+        let (root, containers) = (node.root.clone(), node.containers.clone());
+        let (_kills, _rescues, mut watcher) =
+            Watcher::load(node.host.path(), root, containers, levels, reports.clone(), work);
+        let all = ContainerChange::All(vec![container.clone()]);
+        watcher.work(vec![all], BTreeSet::new(), &mut None);
+        let reported = reports.of_container(&container.uid, &container.name);
+        assert!(reported.iter().any(|report| report.kind == IncidentKind::Killed));
+        requests.try_recv().ok().map(|work| match work {
+            WorkItem::Limit { limit, .. } => limit,
+            work => panic!("{work:?}"),
+        })
+    }
+
+    #[test]
+    fn kills_of_unknown_time_cause_no_rescue() {
+        assert_eq!(limit_after_outage("1s", 0), None);
+        let raised = Some(Bytes::new(200 << 20));
+        assert_eq!(limit_after_outage("1h", now()), raised, "the kills lie in the window");
+    }
 }

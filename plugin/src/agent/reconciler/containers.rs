@@ -238,6 +238,7 @@ impl Reconciler {
             writes,
             is_limit_request: false,
             attempt,
+            queued_at: now,
             swap_max: comparison.swap_max,
             enforces,
             is_foreign,

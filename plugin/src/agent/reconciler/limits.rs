@@ -59,6 +59,7 @@ impl Reconciler {
             writes: vec![write],
             is_limit_request: true,
             attempt: 2,
+            queued_at: now,
             swap_max,
             enforces: true,
             is_foreign: false,

@@ -33,6 +33,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, warn};
 
+use self::census::UnknownCgroups;
 pub use self::compare::{Comparison, LimitsInForce, Write, compare};
 use self::updater::{FinishedBatch, PendingUpdate, Updater};
 pub use self::wire::{memory_limit, update};
@@ -110,9 +111,8 @@ pub struct Reconciler {
     updater_task: JoinHandle<()>,
     /// Batches that the task has finished.
     done: mpsc::UnboundedReceiver<FinishedBatch>,
-    /// Cgroups of containers that the runtime has not reported. The value says whether the plugin
-    /// has already reconnected to the runtime because of this cgroup.
-    unknown_cgroups: HashMap<CgroupPath, bool>,
+    /// Cgroups of containers that the runtime has not reported.
+    unknown_cgroups: UnknownCgroups,
     share_is_due: bool,
     /// Whether some directories were unreadable during the last search for unknown cgroups.
     is_search_incomplete: bool,
@@ -153,15 +153,8 @@ impl Reconciler {
             .ok();
         let (updater, updates) = mpsc::unbounded_channel();
         let (finished, done) = mpsc::unbounded_channel();
-        let updater_task = tokio::spawn(
-            Updater {
-                containers: containers.clone(),
-                runtime: runtime.clone(),
-                updates,
-                done: finished,
-            }
-            .run(),
-        );
+        let updates = Updater::new(containers.clone(), runtime.clone(), updates, finished);
+        let updater_task = tokio::spawn(updates.run());
         Self {
             updater,
             updater_task,
@@ -179,7 +172,7 @@ impl Reconciler {
             scheduled: BTreeMap::new(),
             tick: Instant::now() + CHECK_INTERVAL,
             contention: Contention::default(),
-            unknown_cgroups: HashMap::new(),
+            unknown_cgroups: UnknownCgroups::default(),
             share_is_due: false,
             is_search_incomplete: false,
             missing_reserved: HashSet::new(),
@@ -403,7 +396,7 @@ impl Reconciler {
         let root = &self.root;
         let is_gone =
             |cgroup: &CgroupPath| matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_)));
-        self.unknown_cgroups.retain(|cgroup, _| !is_gone(cgroup));
+        self.unknown_cgroups.retain(|cgroup| !is_gone(cgroup));
         self.standings.retain(|cgroup, _| !is_gone(cgroup));
     }
 }

@@ -53,13 +53,10 @@ pub(super) fn is_claimed(unified: &HashMap<String, String>, knob: Knob) -> bool 
 }
 
 /// Returns the newest container for each name in each sandbox. Runtimes with NRI before 0.9 do not
-/// report the creation time. Without this time, a running container counts as the newest. If no
-/// container runs, the last container in the runtime's report counts as the newest.
+/// report the creation time. Without this time, a container with processes counts as the newest. If
+/// no container has processes, the last container in the runtime's report counts as the newest.
 pub(super) fn newest(containers: impl Iterator<Item = api::Container>) -> Vec<api::Container> {
-    let age = |container: &api::Container| {
-        let runs = matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING));
-        (container.created_at, runs)
-    };
+    let age = |container: &api::Container| (container.created_at, has_processes(container));
     let mut newest: Vec<api::Container> = Vec::new();
     let mut places: HashMap<(String, String), usize> = HashMap::new();
     for container in containers {
@@ -77,6 +74,13 @@ pub(super) fn newest(containers: impl Iterator<Item = api::Container>) -> Vec<ap
         }
     }
     newest
+}
+
+/// Returns whether a container's processes exist. A paused container is frozen and keeps its
+/// processes.
+fn has_processes(container: &api::Container) -> bool {
+    use ContainerState::{CONTAINER_PAUSED, CONTAINER_RUNNING};
+    matches!(container.state.enum_value(), Ok(CONTAINER_RUNNING | CONTAINER_PAUSED))
 }
 
 pub(super) fn has_ended(container: &api::Container) -> bool {
@@ -112,7 +116,7 @@ pub(super) fn translate(pod: &PodSandbox, container: &api::Container, page: Page
         oom_score_adj: linux.oom_score_adj.as_ref().map(|adj| adj.value),
         moment: Moment::Create,
         has_had_processes: false,
-        started: matches!(container.state.enum_value(), Ok(ContainerState::CONTAINER_RUNNING)),
+        started: has_processes(container),
         cgroup: None,
         place: place(cgroup_parent),
     };
@@ -163,6 +167,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_paused_container_has_started() {
+        for (state, expected) in [
+            (ContainerState::CONTAINER_CREATED, false),
+            (ContainerState::CONTAINER_RUNNING, true),
+            (ContainerState::CONTAINER_PAUSED, true),
+            (ContainerState::CONTAINER_STOPPED, false),
+        ] {
+            let container = api::Container { state: state.into(), ..Default::default() };
+            let translated = translate(&PodSandbox::default(), &container, PageSize::KIB4);
+            assert_eq!(translated.started, expected, "{state:?}");
+        }
+    }
+
+    #[test]
     fn the_newest_of_one_name_is_left() {
         let container = |id: &str, name: &str, sandbox: &str, created_at, state: ContainerState| {
             api::Container {
@@ -174,14 +192,16 @@ mod tests {
                 ..Default::default()
             }
         };
-        let (created, running) =
-            (ContainerState::CONTAINER_CREATED, ContainerState::CONTAINER_RUNNING);
+        let created = ContainerState::CONTAINER_CREATED;
+        let running = ContainerState::CONTAINER_RUNNING;
+        let paused = ContainerState::CONTAINER_PAUSED;
         for (containers, expected) in [
             (vec![], ""),
             (vec![container("a", "x", "1", 1, running), container("b", "x", "1", 2, created)], "b"),
             (vec![container("b", "x", "1", 2, created), container("a", "x", "1", 1, running)], "b"),
             (vec![container("a", "x", "1", 0, running), container("b", "x", "1", 0, created)], "a"),
             (vec![container("a", "x", "1", 0, created), container("b", "x", "1", 0, created)], "b"),
+            (vec![container("a", "x", "1", 0, paused), container("b", "x", "1", 0, created)], "a"),
             (
                 vec![container("a", "x", "1", 1, running), container("b", "x", "2", 2, running)],
                 "a b",

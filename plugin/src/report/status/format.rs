@@ -110,7 +110,7 @@ pub struct NodeStatus {
 pub struct CgroupStatus {
     /// Path below the cgroup root.
     pub cgroup: CgroupPath,
-    /// Kind of the cgroup: kubepods, QoS class, pod or reserved cgroup.
+    /// Kind of the cgroup: kubepods, an ancestor of it, QoS class, pod or reserved cgroup.
     pub level: Level,
     /// Desired protection of the cgroup.
     pub desired: Protection,
