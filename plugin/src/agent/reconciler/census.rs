@@ -1,76 +1,16 @@
 //! Searches the cgroup tree for containers that the runtime has not reported, and for reserved
 //! cgroups that do not exist.
 
-use std::collections::HashMap;
-use std::time::Duration;
-
 use plimsoll_core::pod::{CgroupPath, PodCgroup};
 use plimsoll_core::units::Bytes;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::Reconciler;
+use super::unknown_cgroups::{CensusDecision, UNKNOWN_CGROUP_DELAY};
 use super::work::WorkItem;
-use super::{CHECK_INTERVAL, Reconciler, UNKNOWN_CGROUP_DELAY};
 use crate::cgroup::{CgroupError, CgroupRoot};
 use crate::kubelet::kubepods::{self, CgroupSearch, id_in};
-
-/// Minimum time between two reconnections because of unknown cgroups. After a reconnection, the
-/// runtime reports all containers and the plugin checks all of them, as in the periodic check.
-const RECONNECT_INTERVAL: Duration = CHECK_INTERVAL;
-
-/// Cgroups of containers that the runtime has not reported.
-#[derive(Debug, Default)]
-pub(super) struct UnknownCgroups {
-    /// Whether the plugin has reconnected to the runtime since it found the cgroup.
-    has_reconnected: HashMap<CgroupPath, bool>,
-    /// Time of the last reconnection because of an unknown cgroup.
-    last: Option<Instant>,
-}
-
-/// Decision on an unknown cgroup.
-#[derive(Debug, PartialEq, Eq)]
-enum CensusDecision {
-    /// Inspect the cgroup again after this time.
-    Wait(Duration),
-    /// Reconnect to the runtime.
-    Reconnect,
-    /// The runtime has not reported the container after a reconnection either.
-    Leave,
-}
-
-impl UnknownCgroups {
-    /// Decides what to do about a cgroup that is unknown now. One reconnection is for all cgroups
-    /// that were found before.
-    fn judge(&mut self, cgroup: &CgroupPath, now: Instant) -> CensusDecision {
-        match self.has_reconnected.get(cgroup) {
-            None => {
-                // The runtime may have reported the end of the container, and may be about to
-                // remove the cgroup.
-                self.has_reconnected.insert(cgroup.clone(), false);
-                return CensusDecision::Wait(UNKNOWN_CGROUP_DELAY);
-            }
-            Some(true) => return CensusDecision::Leave,
-            Some(false) => {}
-        }
-        let next = self.last.map_or(now, |last| last + RECONNECT_INTERVAL);
-        if now < next {
-            return CensusDecision::Wait(next - now);
-        }
-        self.last = Some(now);
-        self.has_reconnected.values_mut().for_each(|has_reconnected| *has_reconnected = true);
-        CensusDecision::Reconnect
-    }
-
-    /// Forgets a cgroup that was removed.
-    pub(super) fn remove(&mut self, cgroup: &CgroupPath) {
-        self.has_reconnected.remove(cgroup);
-    }
-
-    /// Forgets the cgroups for which `is_kept` returns false.
-    pub(super) fn retain(&mut self, is_kept: impl Fn(&CgroupPath) -> bool) {
-        self.has_reconnected.retain(|cgroup, _| is_kept(cgroup));
-    }
-}
 
 /// Returns the child cgroups of a cgroup. Returns an empty list if the cgroup cannot be read.
 fn children(root: &CgroupRoot, cgroup: &CgroupPath) -> Vec<CgroupPath> {
@@ -111,7 +51,7 @@ impl Reconciler {
 
     /// Inspects a cgroup. If the runtime has not reported the cgroup's container, the plugin
     /// reconnects, and the runtime then reports all containers. The plugin reconnects only once per
-    /// cgroup, and once in [`RECONNECT_INTERVAL`] for all cgroups.
+    /// cgroup, and once in ten minutes for all cgroups.
     pub(super) fn inspect_unknown_cgroup(&mut self, cgroup: CgroupPath) {
         if self.levels.is_reserved(&cgroup) {
             return self.warn_missing_reserved(cgroup);
@@ -173,32 +113,5 @@ impl Reconciler {
             .cgroup(cgroup)
             .and_then(|cgroup| cgroup.usage())
             .is_ok_and(|usage| usage > Bytes::ZERO)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unknown_cgroups_share_one_reconnection_per_interval() {
-        let path = |id: &str| CgroupPath::parse(&format!("kubepods/poda/{id}")).unwrap();
-        let [first, second, later] = ["1", "2", "3"].map(path);
-        let mut unknown = UnknownCgroups::default();
-        let start = Instant::now();
-        for cgroup in [&first, &second] {
-            assert_eq!(unknown.judge(cgroup, start), CensusDecision::Wait(UNKNOWN_CGROUP_DELAY));
-        }
-        let reconnected = start + UNKNOWN_CGROUP_DELAY;
-        assert_eq!(unknown.judge(&first, reconnected), CensusDecision::Reconnect);
-        assert_eq!(unknown.judge(&second, reconnected), CensusDecision::Leave);
-        let found = reconnected + Duration::from_secs(60);
-        assert_eq!(unknown.judge(&later, found), CensusDecision::Wait(UNKNOWN_CGROUP_DELAY));
-        let next = reconnected + RECONNECT_INTERVAL;
-        assert_eq!(unknown.judge(&later, found), CensusDecision::Wait(next - found));
-        assert_eq!(unknown.judge(&later, next), CensusDecision::Reconnect);
-        assert_eq!(unknown.judge(&later, next), CensusDecision::Leave);
-        unknown.remove(&later);
-        assert_eq!(unknown.judge(&later, next), CensusDecision::Wait(UNKNOWN_CGROUP_DELAY));
     }
 }

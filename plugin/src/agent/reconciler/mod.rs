@@ -14,6 +14,7 @@ mod containers;
 pub mod guard;
 mod limits;
 mod survey;
+mod unknown_cgroups;
 mod updater;
 mod watching;
 mod wire;
@@ -33,8 +34,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, warn};
 
-use self::census::UnknownCgroups;
 pub use self::compare::{Comparison, LimitsInForce, Write, compare};
+use self::unknown_cgroups::UnknownCgroups;
 use self::updater::{FinishedBatch, PendingUpdate, Updater};
 pub use self::wire::{memory_limit, update};
 pub use self::work::WorkItem;
@@ -68,11 +69,6 @@ pub(super) const LIMIT_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Interval of the check of all containers and all managed cgroups. This check finds changes whose
 /// inotify event was lost, and changes by a program that keeps a file open.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(600);
-
-/// Delay before the plugin inspects a cgroup whose container the runtime has not reported. The
-/// runtime reports the end of a container shortly before it removes the cgroup. The runtime may
-/// report a container late if it created the container during the synchronization.
-pub(super) const UNKNOWN_CGROUP_DELAY: Duration = Duration::from_secs(10);
 
 /// Delay before the plugin checks again whether a busy runtime can store the values. Until then,
 /// only the files have the values.

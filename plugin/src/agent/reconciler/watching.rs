@@ -5,8 +5,9 @@ use std::time::Duration;
 use plimsoll_core::pod::CgroupPath;
 use tracing::{debug, warn};
 
+use super::unknown_cgroups::UNKNOWN_CGROUP_DELAY;
 use super::work::WorkItem;
-use super::{CHECK_INTERVAL, DueChecks, Reconciler, UNKNOWN_CGROUP_DELAY};
+use super::{CHECK_INTERVAL, DueChecks, Reconciler};
 use crate::cgroup::systemd;
 use crate::cgroup::watch::CgroupChange;
 use crate::state::container::Container;
