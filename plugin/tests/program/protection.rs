@@ -489,16 +489,22 @@ async fn reserved_cgroups_are_protected_and_pods_are_not_promised_the_same_memor
 async fn what_is_written_and_protects_nothing_is_reported() {
     let (node, mut daemon, runtime) = start().await;
     let mut pod = Pod::new("guaranteed", "g", 200 * MIB);
-    // The cgroups above kubepods belong to the operator, so the plugin does not set values there.
     let parent = format!("/outer{}", pod.sandbox.linux.cgroup_parent);
     pod.linux().cgroups_path = format!("{parent}/{}", pod.container.id);
     pod.sandbox.linux.as_mut().unwrap().cgroup_parent = parent;
     runtime.make_cgroup(&pod);
     runtime.make_cgroup_at("outer/inner");
     runtime.run(&pod).await;
-    assert_eq!(runtime.file("outer/kubepods", "memory.min"), (200 * MIB).to_string());
-    let config = "nodeAllocatable: 4Gi\nsystemReservedCgroup: /outer/inner\nsystemReserved: {memory: 100Mi}\n";
+    runtime.holds("outer/kubepods", "memory.min", 200 * MIB).await;
+    runtime.holds("outer", "memory.min", 200 * MIB).await;
+    // Another program takes the protection away from the cgroup above, and the plugin must not
+    // repair it.
+    let config = "nodeAllocatable: 4Gi\nrepair: false\nsystemReservedCgroup: /outer/inner\n\
+                  systemReserved: {memory: 100Mi}\n";
     node.replace("plimsoll.yaml", config);
+    runtime.holds("outer", "memory.min", 300 * MIB).await;
+    runtime.set_file("outer", "memory.min", "0");
+    node.replace("plimsoll.yaml", &format!("{config}memoryThrottlingFactor: 0.5\n"));
     let line = daemon.says("the protection of the cgroup has no effect").await;
     assert!(line.contains("cgroup=/outer/inner ") && !line.contains("pod="), "{line}");
     let line = daemon.says("the protection of the cgroup has no effect").await;
