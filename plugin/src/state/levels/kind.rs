@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 pub enum LevelKind {
     /// Cgroup above kubepods or above a reserved cgroup, such as the kubelet's `--cgroup-root`.
-    Ancestor,
+    Outer,
     /// Cgroup of all pods.
     Kubepods,
     /// Cgroup that contains all pods with one QoS class.
@@ -22,7 +22,7 @@ impl LevelKind {
     /// Returns the name that metrics and `plimsoll status` use for this kind.
     pub const fn word(self) -> &'static str {
         match self {
-            Self::Ancestor => "ancestor",
+            Self::Outer => "outer",
             Self::Kubepods => "kubepods",
             Self::Class => "class",
             Self::Pod => "pod",

@@ -34,12 +34,12 @@ impl Levels {
                 cgroup if state.tree.is_pod(cgroup) => LevelKind::Pod,
                 cgroup if state.tree.is_kubepods(cgroup) => LevelKind::Kubepods,
                 cgroup if named.contains(cgroup) => LevelKind::Reserved,
-                cgroup if state.is_ancestor(cgroup) => LevelKind::Ancestor,
+                cgroup if state.is_ancestor(cgroup) => LevelKind::Outer,
                 _ => LevelKind::Class,
             };
             let [min, low] = match state.in_force.get(&cgroup) {
                 // An ancestor keeps its original values where they are larger.
-                Some(in_force) if kind == LevelKind::Ancestor => self
+                Some(in_force) if kind == LevelKind::Outer => self
                     .targets(state, &cgroup, in_force)
                     .map(|target| target.bytes().unwrap_or(Bytes::MAX)),
                 _ => self.wanted(state, &cgroup),
