@@ -23,6 +23,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,10 @@ const RECHECK_DELAY: Duration = Duration::from_millis(50);
 /// Maximum time for one attempt to reclaim memory. Pods may allocate memory as fast as the kernel
 /// reclaims it, so an attempt needs a maximum.
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time after which the log reports that an attempt hangs. Longer than [`RECLAIM_TIMEOUT`], and one
+/// write may take longer than that on a slow disk.
+const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Maximum amount of memory per write to `memory.reclaim`. The write waits until the kernel has
 /// written back dirty pages.
@@ -119,6 +124,8 @@ struct State {
     /// attempt.
     waits: Option<(Bytes, Instant)>,
     is_failing: bool,
+    /// Whether the last attempt hung in the kernel, which the log has reported.
+    has_hung: bool,
     /// Whether the log has reported that the node has no system.slice to protect.
     is_half: bool,
 }
@@ -293,7 +300,8 @@ impl Guard {
         let limits = [observed.bytes().filter(|_| observed != before), Some(limit)];
         let limits = limits.into_iter().flatten().collect();
         let record = GuardRecord { cgroup: path.clone(), inode, before, limits };
-        let attempt = self.set(cgroup, limit, observed, record.clone()).await;
+        let attempt = self.set(cgroup, limit, observed, record.clone());
+        let attempt = wait_for_attempt(attempt, &mut state.has_hung).await;
         if matches!(attempt, Ok(SetResult::Overwritten) | Err(_)) {
             // The file with the node guard's record may exist now. A later pass must either remove
             // this file or restore `memory.max`.
@@ -445,6 +453,25 @@ impl Guard {
     }
 }
 
+/// Waits for the end of an attempt, and reports once that it hangs in the kernel. Meanwhile, the
+/// task starts no other attempt, because each could hang in a thread of its own. New settings take
+/// effect after the attempt.
+async fn wait_for_attempt<T>(attempt: impl Future<Output = T>, has_hung: &mut bool) -> T {
+    let mut attempt = pin!(attempt);
+    if let Ok(result) = timeout(HANG_TIMEOUT, &mut attempt).await {
+        *has_hung = false;
+        return result;
+    }
+    if !std::mem::replace(has_hung, true) {
+        warn!(
+            "the kernel has not set the limit of all pods together (nodeGuard) for \
+             {HANG_TIMEOUT:?}; look for blocked tasks and disk errors in the kernel's log. Until \
+             the kernel answers, changes of nodeGuard have no effect. Logged once"
+        );
+    }
+    attempt.await
+}
+
 /// Waits for the next change. Returns whether a program wrote `memory.max`.
 async fn max_written(watch: &mut Option<Watch>) -> bool {
     let Some(watched) = watch else { return std::future::pending().await };
@@ -468,4 +495,52 @@ fn reclaim_below(cgroup: &Cgroup, limit: Bytes) -> Result<Option<Usage>, CgroupE
         // memory.
         Reclaimed::Above(usage) | Reclaimed::Unsupported(usage) => Some(usage),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::sync::Mutex;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::state::originals::Originals;
+    use crate::state::settings::Settings;
+    use crate::state::testing::TestNode;
+
+    /// With paused time, tokio advances the clock as soon as every task waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_hanging_write_is_reported_and_new_settings_follow() {
+        let node = TestNode::new("nodeGuard: 1Gi\n");
+        node.set("kubepods", "memory.max", "max");
+        node.set("kubepods", "memory.stat", format!("inactive_file {}\n", 8u64 << 30));
+        node.set("kubepods", "memory.current", 8u64 << 30);
+        // A write to this file hangs until a reader opens the file.
+        let kubepods = node.host.path().join("sys/fs/cgroup/kubepods");
+        let file = kubepods.join("memory.reclaim");
+        mknodat(CWD, &file, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let reports = Arc::<Reports>::default();
+        let originals = Arc::new(Mutex::new(Originals::none(node.host.path())));
+        let page = node.containers.settings().node.page_size;
+        let levels = Levels::new(node.root.clone(), page, originals, reports.brake.clone());
+        let (root, containers) = (node.root.clone(), node.containers.clone());
+        let host = node.host.path().to_owned();
+        let guard = Guard::new(host, root, containers, Arc::new(levels), reports);
+        let mut state = State::default();
+        let mut step = Box::pin(guard.step(&mut state, false));
+        assert!(timeout(2 * HANG_TIMEOUT, &mut step).await.is_err(), "the write hangs");
+        let off = Settings::clone(&node.containers.settings()).with_config(Config::default());
+        node.containers.set_settings(off);
+        // This call returns once the thread writes. The thread then reads the usage again.
+        let _reader = File::open(file).unwrap();
+        node.set("kubepods", "new", 0);
+        fs::rename(kubepods.join("new"), kubepods.join("memory.current")).unwrap();
+        assert_eq!(step.await.unwrap(), RECHECK_DELAY);
+        assert!(state.has_hung, "the log has reported the hanging write");
+        assert_eq!(node.get("kubepods", "memory.max"), "max");
+        assert!(guard.step(&mut state, false).await.is_ok());
+        assert_eq!(state.record, None);
+    }
 }
