@@ -185,20 +185,28 @@ fn assert_nothing_is_lost(cgroup: &Path) -> [i64; 2] {
 /// Completes the plugin's last write, which the kill interrupted. In cgroupfs a file keeps its
 /// value if a write does not complete. In this test, the file is regular, so the write has already
 /// truncated it. A write to the file with the original values may be partial, so this file gets
-/// only a part of a line.
-fn finish_last_write(node: &Node) {
+/// only a part of a line. Another thread may have truncated one of `files`, too.
+fn finish_last_write(node: &Node, files: &[PathBuf]) {
     let log = fs::read_to_string(node.path("strace")).unwrap();
     // 71 write(9</sys/fs/cgroup/kubepods/memory.min>, "4096", 4) = 4
     let mut writes: Vec<_> =
         log.lines().filter_map(|line| line.split_once("write(")?.1.split_once('<')).collect();
     let (file, _) = writes.pop().unwrap().1.split_once('>').unwrap();
-    let held =
-        writes.into_iter().rev().find_map(|(_, write)| write.strip_prefix(file)?.split('"').nth(1));
+    let last = |file: &str| {
+        let of_file =
+            |(_, write): &(_, &str)| write.strip_prefix(file)?.split('"').nth(1).map(str::to_owned);
+        writes.iter().rev().find_map(of_file).unwrap_or_else(|| before(Path::new(file)))
+    };
+    let is_truncated =
+        |file: &&PathBuf| !file.ends_with("originals") && file.exists() && held(file).is_empty();
+    for file in files.iter().filter(is_truncated) {
+        fs::write(file, last(file.to_str().unwrap())).unwrap();
+    }
     if file.ends_with("originals") {
         let mut originals = OpenOptions::new().append(true).open(file).unwrap();
         originals.write_all(br#"{"cgroup":"kubepods","inod"#).unwrap();
     } else {
-        fs::write(file, held.map_or_else(|| before(Path::new(file)), str::to_owned)).unwrap();
+        fs::write(file, last(file)).unwrap();
     }
 }
 
@@ -225,7 +233,7 @@ async fn is_killed_at_write(nth: usize) -> bool {
         () = raise_and_lower(&node, &mut runtime, &mut alive) => return false,
     };
     assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{status}");
-    finish_last_write(&node);
+    finish_last_write(&node, &files);
     assert_nothing_is_lost(&root.join(KUBEPODS));
 
     // The runtime continues without the plugin.

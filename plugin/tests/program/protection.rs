@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -503,15 +504,22 @@ async fn what_is_written_and_protects_nothing_is_reported() {
                   systemReserved: {memory: 100Mi}\n";
     node.replace("plimsoll.yaml", config);
     runtime.holds("outer", "memory.min", 300 * MIB).await;
-    runtime.set_file("outer", "memory.min", "0");
-    node.replace("plimsoll.yaml", &format!("{config}memoryThrottlingFactor: 0.5\n"));
+    // Overwrite all digits at once. A file that the test truncates is empty for a moment, unlike in
+    // cgroupfs.
+    let overwrite = |digits: &str| {
+        let path = runtime.path("outer/memory.min");
+        let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(digits.as_bytes(), 0).unwrap();
+    };
+    overwrite("000000000");
+    node.replace("plimsoll.yaml", &format!("{config}maxLimitRequestRatio: 3\n"));
     let line = daemon.says("the protection of the cgroup has no effect").await;
     assert!(line.contains("cgroup=/outer/inner ") && !line.contains("pod="), "{line}");
     let line = daemon.says("the protection of the cgroup has no effect").await;
     assert!(line.contains("container=\"app\"") && line.contains("effective_min=\"0\""), "{line}");
     // Once the cgroup above has enough protection, the values take effect. The plugin then logs a
     // debug message instead of a warning.
-    runtime.set_file("outer", "memory.min", &(300 * MIB).to_string());
+    overwrite(&(300 * MIB).to_string());
     node.replace("plimsoll.yaml", &format!("{config}logLevel: debug\n"));
     daemon.says("standing=protected").await;
 }
