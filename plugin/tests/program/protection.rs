@@ -504,13 +504,13 @@ async fn what_is_written_and_protects_nothing_is_reported() {
                   systemReserved: {memory: 100Mi}\n";
     node.replace("plimsoll.yaml", config);
     runtime.holds("outer", "memory.min", 300 * MIB).await;
-    // Overwrite all digits at once. A file that the test truncates is empty for a moment, unlike in
-    // cgroupfs.
     let overwrite = |digits: &str| {
         let path = runtime.path("outer/memory.min");
         let file = fs::OpenOptions::new().write(true).open(path).unwrap();
         file.write_all_at(digits.as_bytes(), 0).unwrap();
     };
+    // The first check of all cgroups must have ended before the value changes.
+    daemon.says("configuration changed").await;
     overwrite("000000000");
     node.replace("plimsoll.yaml", &format!("{config}maxLimitRequestRatio: 3\n"));
     let line = daemon.says("the protection of the cgroup has no effect").await;
