@@ -499,28 +499,43 @@ async fn what_is_written_and_protects_nothing_is_reported() {
     runtime.holds("outer/kubepods", "memory.min", 200 * MIB).await;
     runtime.holds("outer", "memory.min", 200 * MIB).await;
     // Another program takes the protection away from the cgroup above, and the plugin must not
-    // repair it.
-    let config = "nodeAllocatable: 4Gi\nrepair: false\nsystemReservedCgroup: /outer/inner\n\
-                  systemReserved: {memory: 100Mi}\n";
-    node.replace("plimsoll.yaml", config);
-    runtime.holds("outer", "memory.min", 300 * MIB).await;
+    // repair it. Overwrite all digits at once, because a reader may see a truncated file.
+    let config = "nodeAllocatable: 4Gi\nrepair: false\nlogLevel: debug\n\
+                  systemReservedCgroup: /outer/inner\nsystemReserved: {memory: 100Mi}\n";
     let overwrite = |digits: &str| {
         let path = runtime.path("outer/memory.min");
         let file = fs::OpenOptions::new().write(true).open(path).unwrap();
         file.write_all_at(digits.as_bytes(), 0).unwrap();
     };
-    // The first check of all cgroups must have ended before the value changes.
+    node.replace("plimsoll.yaml", config);
     daemon.says("configuration changed").await;
+    runtime.holds("outer", "memory.min", 300 * MIB).await;
     overwrite("000000000");
-    node.replace("plimsoll.yaml", &format!("{config}maxLimitRequestRatio: 3\n"));
-    let line = daemon.says("the protection of the cgroup has no effect").await;
+    let reports = tokio::time::timeout(Duration::from_secs(60), async {
+        let mut reports = Vec::new();
+        while reports.len() < 2 {
+            let line = daemon.messages.recv().await.unwrap();
+            if line.contains("the protection of the cgroup has no effect") {
+                reports.push(line);
+            } else if line.contains("written cgroup=/outer knob") {
+                // The check after the change of the configuration came later than the other
+                // program, and writes all values.
+                overwrite("000000000");
+            } else if line.contains("the plugin leaves the changed value") {
+                node.replace("plimsoll.yaml", &format!("{config}maxLimitRequestRatio: 3\n"));
+            }
+        }
+        reports
+    });
+    let reports = reports.await.expect("two reports");
+    let [line, of_container] = &reports[..] else { panic!("{reports:?}") };
     assert!(line.contains("cgroup=/outer/inner ") && !line.contains("pod="), "{line}");
-    let line = daemon.says("the protection of the cgroup has no effect").await;
+    let line = of_container;
     assert!(line.contains("container=\"app\"") && line.contains("effective_min=\"0\""), "{line}");
     // Once the cgroup above has enough protection, the values take effect. The plugin then logs a
     // debug message instead of a warning.
     overwrite(&(300 * MIB).to_string());
-    node.replace("plimsoll.yaml", &format!("{config}logLevel: debug\n"));
+    node.replace("plimsoll.yaml", &format!("{config}maxLimitRequestRatio: 5\n"));
     daemon.says("standing=protected").await;
 }
 
