@@ -14,12 +14,19 @@ use crate::cgroup::root::CgroupRoot;
 
 pub(super) const DROP_INS: &str = "run/systemd/system.control";
 
+/// Directories in which systemd stores properties that a program sets at runtime. The second one is
+/// for units that a program has created over D-Bus, such as the kubelet's kubepods.slice.
+pub const RUNTIME_DROP_INS: [&str; 2] = [DROP_INS, "run/systemd/transient"];
+
+/// Drop-in file of the property `MemoryMax`.
+pub const LIMIT_DROP_IN: &str = "50-MemoryMax.conf";
+
 /// Drop-in files of all properties that [`Systemd::set`](super::Systemd::set) may set.
 pub(super) const OURS: [&str; 10] = [
     "50-MemoryMin.conf",
     "50-MemoryLow.conf",
     "50-MemoryHigh.conf",
-    "50-MemoryMax.conf",
+    LIMIT_DROP_IN,
     "50-MemorySwapMax.conf",
     "50-MemoryZSwapMax.conf",
     "50-CPUWeight.conf",
@@ -42,7 +49,7 @@ const OF_PROTECTION: [&str; 2] = ["50-MemoryMin.conf", "50-MemoryLow.conf"];
 ///
 /// Fails if the directory cannot be listed. A missing directory is no error.
 pub fn drop_ins(host: &Path) -> io::Result<Vec<CgroupPath>> {
-    let Some(directory) = drop_in_directory(host)? else { return Ok(Vec::new()) };
+    let Some(directory) = open_directory(host, DROP_INS)? else { return Ok(Vec::new()) };
     let mut cgroups = Vec::new();
     for entry in Dir::read_from(&directory)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
@@ -70,7 +77,7 @@ pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> i
     if !matches!(root.cgroup(cgroup), Err(CgroupError::Gone(_))) {
         return Ok(false);
     }
-    remove_files(host, cgroup, &OURS)
+    remove_files(host, DROP_INS, cgroup, &OURS)
 }
 
 /// Removes the protection drop-ins of a cgroup that still exists. systemd wrote them because of
@@ -84,11 +91,30 @@ pub fn remove_drop_ins(host: &Path, root: &CgroupRoot, cgroup: &CgroupPath) -> i
 ///
 /// Fails if the drop-ins cannot be removed. Missing drop-ins are no error.
 pub fn remove_protection(host: &Path, cgroup: &CgroupPath) -> io::Result<bool> {
-    remove_files(host, cgroup, &OF_PROTECTION)
+    remove_files(host, DROP_INS, cgroup, &OF_PROTECTION)
 }
 
-fn remove_files(host: &Path, cgroup: &CgroupPath, files: &[&str]) -> io::Result<bool> {
-    let Some(parent) = drop_in_directory(host)? else { return Ok(false) };
+/// Removes the runtime drop-ins with the memory limit of a cgroup. Returns whether any existed.
+/// Does not follow or remove symbolic links.
+///
+/// # Errors
+///
+/// Fails if the drop-ins cannot be removed. Missing drop-ins are no error.
+pub fn remove_limit(host: &Path, cgroup: &CgroupPath) -> io::Result<bool> {
+    let mut removed = false;
+    for parent in RUNTIME_DROP_INS {
+        removed |= remove_files(host, parent, cgroup, &[LIMIT_DROP_IN])?;
+    }
+    Ok(removed)
+}
+
+fn remove_files(
+    host: &Path,
+    parent: &str,
+    cgroup: &CgroupPath,
+    files: &[&str],
+) -> io::Result<bool> {
+    let Some(parent) = open_directory(host, parent)? else { return Ok(false) };
     let name = format!("{}.d", cgroup.name());
     let directory = match open_beneath(&parent, &name, DIRECTORY) {
         Err(Errno::NOENT) => return Ok(false),
@@ -111,9 +137,9 @@ fn remove_files(host: &Path, cgroup: &CgroupPath, files: &[&str]) -> io::Result<
     }
 }
 
-fn drop_in_directory(host: &Path) -> io::Result<Option<OwnedFd>> {
+fn open_directory(host: &Path, path: &str) -> io::Result<Option<OwnedFd>> {
     let host = rustix::fs::open(host, DIRECTORY, Mode::empty())?;
-    match open_beneath(&host, DROP_INS, DIRECTORY) {
+    match open_beneath(&host, path, DIRECTORY) {
         Ok(directory) => Ok(Some(directory)),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
@@ -159,6 +185,28 @@ mod tests {
             let file = format!("50-{property}.conf");
             assert!(OURS.contains(&file.as_str()), "{file} would stay for the next unit");
         }
+    }
+
+    #[test]
+    fn links_and_other_drop_ins_stay() {
+        let host = Host::new();
+        let (directory, kubepods) =
+            (host.directory.path(), CgroupPath::parse("kubepods.slice").unwrap());
+        let drop_in = host.drop_in(kubepods.name(), LIMIT_DROP_IN);
+        let other = host.drop_in(kubepods.name(), "50-IOWeight.conf");
+        assert!(remove_limit(directory, &kubepods).unwrap());
+        assert!(!drop_in.exists() && other.exists());
+        symlink(&other, &drop_in).unwrap();
+        assert!(!remove_limit(directory, &kubepods).unwrap());
+        assert!(drop_in.is_symlink());
+        fs::remove_file(&drop_in).unwrap();
+        fs::rename(&other, &drop_in).unwrap();
+        let transient = directory.join("run/systemd/transient/kubepods.slice.d");
+        fs::create_dir_all(&transient).unwrap();
+        fs::write(transient.join(LIMIT_DROP_IN), "").unwrap();
+        assert!(remove_limit(directory, &kubepods).unwrap());
+        assert!(!drop_in.parent().unwrap().exists() && !transient.exists());
+        assert!(!remove_limit(directory, &kubepods).unwrap());
     }
 
     #[test]

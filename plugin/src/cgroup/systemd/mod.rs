@@ -32,6 +32,8 @@ mod properties;
 mod unit;
 
 pub use self::client::Systemd;
-pub use self::drop_ins::{drop_ins, remove_drop_ins, remove_protection};
+pub use self::drop_ins::{
+    LIMIT_DROP_IN, RUNTIME_DROP_INS, drop_ins, remove_drop_ins, remove_limit, remove_protection,
+};
 pub use self::error::SystemdError;
 pub use self::unit::Persistence;

@@ -1,6 +1,5 @@
 //! Removes the drop-in files in /run in which systemd stores the plugin's values.
 
-use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 
@@ -8,20 +7,13 @@ use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::policy::Protection;
 use plimsoll_core::units::{Bytes, Knob, Limit};
 
-use crate::cgroup::systemd::{self, Systemd};
+use crate::cgroup::systemd::{self, LIMIT_DROP_IN, RUNTIME_DROP_INS, Systemd};
 use crate::cgroup::{Cgroup, CgroupRoot, page_size};
 use crate::commands::restore::survey::Survey;
 use crate::host::files::{follow_link, list, read};
 use crate::host::units::UNIT_DIRECTORIES;
 use crate::state::guard_record;
 use crate::state::originals::{Originals, Values};
-
-/// Directories in which systemd stores properties that a program sets at runtime. The second one is
-/// for units that a program has created over D-Bus, such as the kubelet's kubepods.slice.
-const RUNTIME_DROP_INS: [&str; 2] = ["run/systemd/system.control", "run/systemd/transient"];
-
-/// Drop-in file of the property `MemoryMax`.
-const LIMIT_DROP_IN: &str = "50-MemoryMax.conf";
 
 /// Maximum number of removals of the drop-in with the limit. The plugin's own call to systemd may
 /// still be under way and create the drop-in again.
@@ -111,7 +103,7 @@ async fn restore_limit(host: &Path, systemd: &Systemd, kubepods: &Cgroup) {
         return;
     }
     for _ in 0..REMOVALS {
-        match remove_limit(host, unit) {
+        match systemd::remove_limit(host, path) {
             Ok(false) => return,
             Ok(true) => {}
             Err(error) => {
@@ -122,33 +114,6 @@ async fn restore_limit(host: &Path, systemd: &Systemd, kubepods: &Cgroup) {
             return note(format_args!("{error}; call 'systemctl daemon-reload'"));
         }
     }
-}
-
-/// Removes the runtime drop-ins with the limit of a unit. Returns whether any existed. Does not
-/// follow or remove symbolic links.
-fn remove_limit(host: &Path, unit: &str) -> io::Result<bool> {
-    let is_present = |path: &Path, is_expected: fn(&fs::Metadata) -> bool| {
-        let metadata = path.symlink_metadata();
-        match metadata {
-            Ok(metadata) => Ok(is_expected(&metadata)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    };
-    let mut is_removed = false;
-    for parent in RUNTIME_DROP_INS {
-        let directory = host.join(parent).join(format!("{unit}.d"));
-        let file = directory.join(LIMIT_DROP_IN);
-        if is_present(&directory, fs::Metadata::is_dir)?
-            && is_present(&file, fs::Metadata::is_file)?
-        {
-            fs::remove_file(file)?;
-            // The directory may contain drop-ins of other programs.
-            let _ = fs::remove_dir(directory);
-            is_removed = true;
-        }
-    }
-    Ok(is_removed)
 }
 
 /// Returns the memory limits in the unit file and in the drop-ins of a unit, except the runtime
@@ -310,26 +275,6 @@ mod tests {
         }
         let unrelated = ("etc/systemd/system/kubepods.slice.d/10-limit.conf.old", "MemoryMax=1G");
         assert_eq!(restore(&gib, &[unrelated]).await, (true, 0));
-    }
-
-    #[test]
-    fn links_and_other_drop_ins_stay() {
-        let host = Host::new();
-        let drop_in = host.drop_in(UNIT, LIMIT_DROP_IN);
-        let other = host.drop_in(UNIT, "50-IOWeight.conf");
-        assert!(remove_limit(host.directory.path(), UNIT).unwrap());
-        assert!(!drop_in.exists() && other.exists());
-        std::os::unix::fs::symlink(&other, &drop_in).unwrap();
-        assert!(!remove_limit(host.directory.path(), UNIT).unwrap());
-        assert!(drop_in.is_symlink());
-        fs::remove_file(&drop_in).unwrap();
-        fs::rename(&other, &drop_in).unwrap();
-        let transient = host.directory.path().join("run/systemd/transient/kubepods.slice.d");
-        fs::create_dir_all(&transient).unwrap();
-        fs::write(transient.join(LIMIT_DROP_IN), "").unwrap();
-        assert!(remove_limit(host.directory.path(), UNIT).unwrap());
-        assert!(!drop_in.parent().unwrap().exists() && !transient.exists());
-        assert!(!remove_limit(host.directory.path(), UNIT).unwrap());
     }
 
     #[test]
