@@ -234,7 +234,7 @@ impl Configurator {
         self.is_reading.store(true, Ordering::Relaxed);
         let memory = discover_memory(&self.host);
         self.is_reading.store(false, Ordering::Relaxed);
-        let unstored = lock(&self.unstored);
+        let _unstored = lock(&self.unstored);
         let before = self.state.containers.settings();
         let settings = Settings::clone(&before).with_memory(MemoryFacts::from(&memory));
         if logs {
@@ -246,11 +246,10 @@ impl Configurator {
             self.set(settings);
             self.enqueue(WorkItem::All);
         }
-        drop(unstored);
     }
 }
 
-/// Logs what the node's files say about its memory.
+/// Logs the facts about the node's memory, with problems and conflicts.
 fn log_memory(settings: &Settings, memory: &NodeMemory) {
     for problem in &memory.problems {
         warn!(%problem, "node memory");
@@ -314,17 +313,15 @@ impl MemoryReader {
 mod tests {
     use super::*;
     use crate::agent::node::Node;
+    use crate::state::testing::TestNode;
 
     const BUDGET: Duration = Duration::from_secs(1);
 
     /// Returns the configurator of a node without a kubelet, and the task that reads the node's
     /// memory. While the test does not run this task, the kubelet's files hang.
-    fn configurator(host: &tempfile::TempDir) -> (Arc<Configurator>, MemoryReader) {
-        let cgroups = host.path().join("sys/fs/cgroup");
-        std::fs::create_dir_all(&cgroups).unwrap();
-        std::fs::write(cgroups.join("cgroup.controllers"), "memory").unwrap();
-        let (service, tasks) =
-            Node::open(host.path(), Config::default()).unwrap().into_service(Box::new(|_| {}));
+    fn configurator(node: &TestNode) -> (Arc<Configurator>, MemoryReader) {
+        let node = Node::open(node.host.path(), Config::default()).unwrap();
+        let (service, tasks) = node.into_service(Box::new(|_| {}));
         (service.configurator(), tasks.memory_reader())
     }
 
@@ -334,8 +331,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn settings_apply_while_the_kubelets_files_hang() {
-        let host = tempfile::tempdir().unwrap();
-        let (configurator, _hanging) = configurator(&host);
+        let node = TestNode::new("");
+        let (configurator, _hanging) = configurator(&node);
         let settings = || configurator.state.containers.settings();
         assert!(settings().enforces());
         configurator.apply_config(config("mode: observe"));
@@ -347,15 +344,15 @@ mod tests {
             brake::Record { cause: brake::Cause::Repairs, count: 9, window_seconds: 1, at: 0 };
         configurator.apply_brake(&record);
         assert!(settings().observes());
-        std::fs::remove_file(host.path().join("run/plimsoll").join(brake::FILE)).unwrap();
+        std::fs::remove_file(node.host.path().join("run/plimsoll").join(brake::FILE)).unwrap();
         configurator.check_markers();
         assert!(settings().enforces());
     }
 
     #[tokio::test(start_paused = true)]
     async fn memory_is_read_again_only_if_needed() {
-        let host = tempfile::tempdir().unwrap();
-        let (configurator, mut reader) = configurator(&host);
+        let node = TestNode::new("");
+        let (configurator, mut reader) = configurator(&node);
         let mut is_requested = async || {
             configurator.refresh_memory(BUDGET).await;
             reader.requests.try_recv().is_ok()
@@ -371,13 +368,9 @@ mod tests {
 
     #[tokio::test]
     async fn read_memory_takes_effect_and_keeps_the_configuration() {
-        let host = tempfile::tempdir().unwrap();
-        let (configurator, reader) = configurator(&host);
+        let node = TestNode::new("");
+        let (configurator, reader) = configurator(&node);
         let settings = || configurator.state.containers.settings();
-        std::fs::create_dir_all(host.path().join("proc")).unwrap();
-        let meminfo = "MemTotal: 8388608 kB\nHugePages_Total: 0\nHugepagesize: 2048 kB\n\
-                       Hugetlb: 0 kB\nMemAvailable: 8388608 kB\n";
-        std::fs::write(host.path().join("proc/meminfo"), meminfo).unwrap();
         configurator.apply_config(config("mode: observe"));
         assert_eq!(settings().mem_total(), None);
         tokio::spawn(reader.run());

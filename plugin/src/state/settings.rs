@@ -48,7 +48,7 @@ pub struct Settings {
     pub config: Config,
     /// Memory available to all pods together, and the page size.
     pub node: Node,
-    /// What the node's files say about its memory. `None` until the plugin has read these files.
+    /// Facts about the node's memory. `None` until the plugin has read the files with these facts.
     pub memory: Option<MemoryFacts>,
     /// Whether an operator has called `plimsoll restore`, so that the plugin manages no cgroup.
     pub is_restored: bool,
@@ -192,7 +192,7 @@ impl Settings {
     }
 }
 
-/// What the node's files say about its memory.
+/// Facts about the node's memory, from the kubelet's files and the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryFacts {
     /// Memory available to all pods together.
@@ -210,8 +210,8 @@ impl From<&NodeMemory> for MemoryFacts {
     }
 }
 
-/// Reads what the files of the node at `host` say about its memory. Reads files of the kubelet,
-/// which may hang.
+/// Reads the facts about the memory of the node whose file system is at `host`. Reads files of the
+/// kubelet, which may hang.
 pub fn discover_memory(host: &Path) -> NodeMemory {
     NodeMemory::discover(host, crate::cgroup::page_size(), guard_record::read(host))
 }

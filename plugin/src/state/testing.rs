@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex};
 use plimsoll_core::pod::{CgroupPath, PodUid, QosClass};
 use plimsoll_core::policy::hierarchy::PodPlace;
 use plimsoll_core::requests::annotation::Overrides;
-use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Limit};
+use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Limit, PageSize};
 
 use crate::cgroup::CgroupRoot;
 use crate::config::Config;
 use crate::kubelet::checkpoint::{Checkpoints, Moment};
+use crate::state::brake::Tally;
 use crate::state::container::Container;
 use crate::state::containers::Containers;
+use crate::state::levels::Levels;
 use crate::state::originals::Originals;
 use crate::state::records::Records;
 use crate::state::settings::{MemoryFacts, Settings, discover_memory};
@@ -52,6 +54,12 @@ impl TestNode {
     /// container yet.
     pub(crate) fn restart(&self) -> Arc<Containers> {
         containers(self.host.path(), "")
+    }
+
+    /// Returns the cgroups above containers, as a plugin without stored originals finds them.
+    pub(crate) fn levels(&self, brake: Arc<Tally>) -> Arc<Levels> {
+        let originals = Arc::new(Mutex::new(Originals::none(self.host.path())));
+        Arc::new(Levels::new(self.root.clone(), PageSize::KIB4, originals, brake))
     }
 
     /// Writes a file to the node's file system.

@@ -383,13 +383,10 @@ fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use plimsoll_core::incident::IncidentKind;
-    use plimsoll_core::units::{Bytes, PageSize};
+    use plimsoll_core::units::Bytes;
 
     use super::*;
-    use crate::state::originals::Originals;
     use crate::state::testing::{POD, TestNode};
 
     /// Lets a plugin start that finds three new kills. An earlier plugin stored the counts at
@@ -406,10 +403,7 @@ mod tests {
             node.set(&cgroup, "memory.events", "high 0\noom 3\noom_kill 3\noom_group_kill 0\n");
         }
         let reports = Arc::<Reports>::default();
-        let originals = Arc::new(Mutex::new(Originals::none(node.host.path())));
-        let brake = reports.brake.clone();
-        let levels =
-            Arc::new(Levels::new(node.root.clone(), PageSize::KIB4, originals, brake.clone()));
+        let levels = node.levels(reports.brake.clone());
         let (work, mut requests) = mpsc::unbounded_channel();
         let (root, containers) = (node.root.clone(), node.containers.clone());
         let (_kills, _rescues, mut watcher) =

@@ -500,13 +500,11 @@ fn reclaim_below(cgroup: &Cgroup, limit: Bytes) -> Result<Option<Usage>, CgroupE
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};
-    use std::sync::Mutex;
 
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::*;
     use crate::config::Config;
-    use crate::state::originals::Originals;
     use crate::state::settings::Settings;
     use crate::state::testing::TestNode;
 
@@ -522,12 +520,10 @@ mod tests {
         let file = kubepods.join("memory.reclaim");
         mknodat(CWD, &file, FileType::Fifo, Mode::RWXU, 0).unwrap();
         let reports = Arc::<Reports>::default();
-        let originals = Arc::new(Mutex::new(Originals::none(node.host.path())));
-        let page = node.containers.settings().node.page_size;
-        let levels = Levels::new(node.root.clone(), page, originals, reports.brake.clone());
+        let levels = node.levels(reports.brake.clone());
         let (root, containers) = (node.root.clone(), node.containers.clone());
         let host = node.host.path().to_owned();
-        let guard = Guard::new(host, root, containers, Arc::new(levels), reports);
+        let guard = Guard::new(host, root, containers, levels, reports);
         let mut state = State::default();
         let mut step = Box::pin(guard.step(&mut state, false));
         assert!(timeout(2 * HANG_TIMEOUT, &mut step).await.is_err(), "the write hangs");

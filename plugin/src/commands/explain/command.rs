@@ -12,8 +12,7 @@ use crate::commands::failure::Failure;
 use crate::commands::input::{load_config, quantity, read, shown};
 use crate::commands::output::print;
 use crate::config::{Config, NodeAllocatable};
-use crate::kubelet::node::NodeMemory;
-use crate::state::guard_record;
+use crate::state::settings::discover_memory;
 
 /// Show the values that a pod's containers would get, with reasons.
 #[derive(Args)]
@@ -71,7 +70,7 @@ impl Explain {
                 }
                 (None, NodeAllocatable::Auto) => {
                     let host = Path::new("/");
-                    let memory = NodeMemory::discover(host, page_size, guard_record::read(host));
+                    let memory = discover_memory(host);
                     for problem in &memory.problems {
                         eprintln!("note: {problem}");
                     }

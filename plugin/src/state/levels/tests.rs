@@ -182,7 +182,7 @@ async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_e
 /// Cgroups of a test node that has no systemd.
 struct Tree {
     node: TestNode,
-    levels: Levels,
+    levels: Arc<Levels>,
 }
 
 impl Tree {
@@ -193,8 +193,7 @@ impl Tree {
             node.set(cgroup, "memory.min", min);
             node.set(cgroup, "memory.low", 0);
         }
-        let originals = Arc::new(Mutex::new(Originals::none(node.host.path())));
-        let levels = Levels::new(node.root.clone(), PageSize::KIB4, originals, Arc::default());
+        let levels = node.levels(Arc::default());
         Self { node, levels }
     }
 

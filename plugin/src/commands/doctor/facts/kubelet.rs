@@ -4,12 +4,11 @@ use std::path::Path;
 
 use plimsoll_core::pod::{CheckpointFile, PodUid};
 
-use crate::cgroup::page_size;
 use crate::host::files::{Text, Unreadable, read};
 use crate::host::kubelet_process::KubeletProcess;
 use crate::kubelet::checkpoint::{Checkpoints, Moment};
 use crate::kubelet::node::NodeMemory;
-use crate::state::guard_record;
+use crate::state::settings::discover_memory;
 
 /// The kubelet's directory. The path is relative to the node's root directory.
 pub(crate) const KUBELET: &str = "var/lib/kubelet";
@@ -31,7 +30,7 @@ impl KubeletFacts {
             [CheckpointFile::Actuated, CheckpointFile::Allocated, CheckpointFile::StatusManager];
         let files = files.map(CheckpointFile::file_name).into_iter();
         Self {
-            memory: NodeMemory::discover(host, page_size(), guard_record::read(host)),
+            memory: discover_memory(host),
             config: read(&host.join(KUBELET).join("config.yaml")),
             has_kubelet: host.join(KUBELET).exists(),
             kubelets: KubeletProcess::all(host),
