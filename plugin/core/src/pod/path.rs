@@ -1,6 +1,6 @@
 //! Paths of cgroups.
 
-use std::fmt;
+use std::{fmt, iter};
 
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +103,11 @@ impl CgroupPath {
     /// Returns the parent cgroup. Returns `None` if the parent is the root.
     pub fn parent(&self) -> Option<Self> {
         Some(Self(self.0.rsplit_once('/')?.0.to_owned()))
+    }
+
+    /// Returns this cgroup and its ancestors, the nearest first, without the root.
+    pub fn lineage(&self) -> impl Iterator<Item = Self> + use<> {
+        iter::successors(Some(self.clone()), Self::parent)
     }
 
     /// Returns whether this cgroup is a descendant of `other`.

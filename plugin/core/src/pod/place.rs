@@ -48,12 +48,6 @@ impl PodPlace {
     pub fn kubepods(&self) -> &CgroupPath {
         &self.kubepods
     }
-
-    /// Returns the cgroups above kubepods, the nearest first. The kubelet creates kubepods below
-    /// its `--cgroup-root`.
-    pub fn above_kubepods(&self) -> impl Iterator<Item = CgroupPath> + use<> {
-        std::iter::successors(self.kubepods.parent(), CgroupPath::parent)
-    }
 }
 
 #[cfg(test)]
@@ -73,9 +67,9 @@ mod tests {
         let pod = place("kubepods.slice/kubepods-burstable.slice/pod.slice", QosClass::Burstable);
         assert_eq!(pod.class_cgroup(), Some(&path("kubepods.slice/kubepods-burstable.slice")));
         assert_eq!(pod.kubepods(), &path("kubepods.slice"));
-        assert_eq!(pod.above_kubepods().count(), 0);
+        assert_eq!(pod.kubepods().lineage().skip(1).count(), 0);
         let pod = place("a/b/kubepods/pod1", QosClass::Guaranteed);
-        assert_eq!(pod.above_kubepods().collect::<Vec<_>>(), [path("a/b"), path("a")]);
+        assert_eq!(pod.kubepods().lineage().skip(1).collect::<Vec<_>>(), [path("a/b"), path("a")]);
         let pod = place("custom/kubepods/pod1", QosClass::Guaranteed);
         assert_eq!(pod.class_cgroup(), None);
         assert_eq!((pod.kubepods(), pod.class()), (&path("custom/kubepods"), QosClass::Guaranteed));

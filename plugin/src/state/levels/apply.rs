@@ -11,7 +11,6 @@ use tracing::{debug, warn};
 
 use super::{InForce, KNOBS, Levels, State};
 use crate::cgroup::CgroupError;
-use crate::config::Reserved;
 use crate::lock;
 use crate::state::originals::{Target, Values};
 
@@ -104,12 +103,12 @@ impl Levels {
     /// cgroups in it. An ancestor needs the sum of both, because the kernel protects no more in a
     /// cgroup than the cgroup's ancestors have.
     pub(super) fn wanted(&self, state: &State, cgroup: &CgroupPath) -> [Bytes; 2] {
-        let sum = |reserved: &mut dyn Iterator<Item = &Reserved>| {
-            reserved.fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory))
+        let sum = |is_counted: &dyn Fn(&CgroupPath) -> bool| {
+            let counted = state.reserved.iter().filter(|reserved| is_counted(&reserved.cgroup));
+            counted.fold(Bytes::ZERO, |sum, reserved| sum.saturating_add(reserved.memory))
         };
-        let own = sum(&mut state.reserved.iter().filter(|reserved| reserved.cgroup == *cgroup));
-        let below =
-            sum(&mut state.reserved.iter().filter(|reserved| reserved.cgroup.is_below(cgroup)));
+        let own = sum(&|reserved| reserved == cgroup);
+        let below = sum(&|reserved| reserved.is_below(cgroup));
         let pods = state.tree.desired(cgroup).unwrap_or_default();
         let min = if state.tree.is_above_kubepods(cgroup) {
             own.saturating_add(pods.min)

@@ -147,31 +147,34 @@ impl State {
         levels.chain(reserved).collect()
     }
 
-    /// Returns whether the plugin manages the cgroup.
-    fn manages(&self, cgroup: &CgroupPath) -> bool {
-        let is_reserved =
-            |reserved: &Reserved| reserved.cgroup == *cgroup || reserved.cgroup.is_below(cgroup);
-        self.tree.desired(cgroup).is_some() || self.reserved.iter().any(is_reserved)
+    /// Returns whether this is a reserved cgroup.
+    fn is_reserved(&self, cgroup: &CgroupPath) -> bool {
+        self.reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
     }
 
     /// Returns whether the plugin manages the cgroup only because of cgroups below it: kubepods, or
     /// a reserved cgroup.
     fn is_ancestor(&self, cgroup: &CgroupPath) -> bool {
-        let is_named = self.reserved.iter().any(|reserved| reserved.cgroup == *cgroup);
         let is_above = || {
             self.tree.is_above_kubepods(cgroup)
                 || self.reserved.iter().any(|reserved| reserved.cgroup.is_below(cgroup))
         };
-        !is_named && !self.tree.is_pod(cgroup) && !self.tree.is_kubepods(cgroup) && is_above()
+        let is_own =
+            self.is_reserved(cgroup) || self.tree.is_pod(cgroup) || self.tree.is_kubepods(cgroup);
+        !is_own && is_above()
     }
+}
+
+/// Returns whether the plugin manages the cgroup.
+fn is_ours(tree: &Tree, reserved: &[Reserved], cgroup: &CgroupPath) -> bool {
+    let is_reserved =
+        |reserved: &Reserved| reserved.cgroup == *cgroup || reserved.cgroup.is_below(cgroup);
+    tree.desired(cgroup).is_some() || reserved.iter().any(is_reserved)
 }
 
 /// Returns the reserved cgroups and their ancestors, parents before their children.
 fn with_ancestors(reserved: &[Reserved]) -> BTreeSet<CgroupPath> {
-    let lineage = |reserved: &Reserved| {
-        std::iter::successors(Some(reserved.cgroup.clone()), CgroupPath::parent)
-    };
-    reserved.iter().flat_map(lineage).collect()
+    reserved.iter().flat_map(|reserved| reserved.cgroup.lineage()).collect()
 }
 
 /// Values in the files of a cgroup.

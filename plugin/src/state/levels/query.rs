@@ -1,6 +1,6 @@
 //! Queries about the managed cgroups: their paths, values and kinds.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use plimsoll_core::pod::{CgroupPath, PodCgroup, PodUid};
 use plimsoll_core::policy::Protection;
@@ -8,7 +8,7 @@ use plimsoll_core::policy::hierarchy::{Level, PodPlace, Tree};
 use plimsoll_core::units::Bytes;
 
 use super::sandbox::Sandbox;
-use super::{LevelKind, Levels, State};
+use super::{LevelKind, Levels, State, is_ours};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::kubelet::kubepods::{CgroupSearch, find};
 use crate::lock;
@@ -27,13 +27,11 @@ impl Levels {
     }
 
     fn levels_of(&self, state: &State) -> Vec<(Level, LevelKind)> {
-        // The configuration may name the same cgroup for the system and for Kubernetes.
-        let named: BTreeSet<_> = state.reserved.iter().map(|reserved| &reserved.cgroup).collect();
         let levels = state.cgroups().into_iter().map(|cgroup| {
             let kind = match &cgroup {
                 cgroup if state.tree.is_pod(cgroup) => LevelKind::Pod,
                 cgroup if state.tree.is_kubepods(cgroup) => LevelKind::Kubepods,
-                cgroup if named.contains(cgroup) => LevelKind::Reserved,
+                cgroup if state.is_reserved(cgroup) => LevelKind::Reserved,
                 cgroup if state.is_ancestor(cgroup) => LevelKind::Outer,
                 _ => LevelKind::Class,
             };
@@ -84,7 +82,8 @@ impl Levels {
 
     /// Returns whether the plugin manages the cgroup.
     pub fn contains(&self, cgroup: &CgroupPath) -> bool {
-        lock(&self.state).manages(cgroup)
+        let state = lock(&self.state);
+        is_ours(&state.tree, &state.reserved, cgroup)
     }
 
     /// Returns the reserved cgroups, which are outside kubepods.
@@ -95,7 +94,7 @@ impl Levels {
     /// Returns whether the cgroup is a reserved cgroup. The configuration names the reserved
     /// cgroups, or the node guard chooses one.
     pub fn is_reserved(&self, cgroup: &CgroupPath) -> bool {
-        lock(&self.state).reserved.iter().any(|reserved| reserved.cgroup == *cgroup)
+        lock(&self.state).is_reserved(cgroup)
     }
 
     /// Returns the UIDs of the pods that have a sandbox.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::apply::AT_ONCE;
-use super::{Levels, State};
+use super::{Levels, State, is_ours};
 use crate::cgroup::CgroupError;
 use crate::lock;
 use crate::state::originals::Target;
@@ -104,9 +104,9 @@ impl Levels {
         let now = Instant::now().into_std();
         state.contention.forget_quiet(now);
         state.limits.forget_quiet(now);
-        let managed: HashSet<_> = state.cgroups().into_iter().collect();
-        let State { in_force, failing, sent_to_systemd, left, left_limits, .. } = state;
-        let is_ours = |cgroup: &CgroupPath| managed.contains(cgroup);
+        let State { tree, in_force, failing, reserved, sent_to_systemd, left, left_limits, .. } =
+            state;
+        let is_ours = |cgroup: &CgroupPath| is_ours(tree, reserved, cgroup);
         in_force.retain(|cgroup, _| is_ours(cgroup));
         sent_to_systemd.retain(|cgroup, _| is_ours(cgroup));
         left.retain(|(cgroup, _), _| is_ours(cgroup));

@@ -1,7 +1,6 @@
 //! Protection that containers need, and the resulting protection of the cgroups above them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::iter;
 
 use super::sums::{Share, Shares, Sum, total};
 use crate::pod::{CgroupPath, PodPlace, QosClass};
@@ -308,7 +307,7 @@ impl Tree {
         if !self.kubepods.contains(place.kubepods()) {
             self.kubepods.insert(place.kubepods().clone());
         }
-        for cgroup in iter::once(place.kubepods().clone()).chain(place.above_kubepods()) {
+        for cgroup in place.kubepods().lineage() {
             self.note(&cgroup, change);
             let sum = self.above.entry(cgroup).or_default();
             sum.replace(last, new);

@@ -128,8 +128,7 @@ impl CgroupLevel {
     fn above_pods(root: &Path, kubepods: &[CgroupPath]) -> Vec<Self> {
         let mut above = BTreeSet::from([String::new()]);
         for cgroup in kubepods.iter().cloned().chain(kubepods.iter().flat_map(classes)) {
-            let upwards = std::iter::successors(Some(cgroup), CgroupPath::parent);
-            above.extend(upwards.map(|cgroup| cgroup.as_str().to_owned()));
+            above.extend(cgroup.lineage().map(|cgroup| cgroup.as_str().to_owned()));
         }
         let levels = above
             .into_iter()
