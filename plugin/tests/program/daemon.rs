@@ -973,8 +973,9 @@ async fn a_loop_that_hangs_does_not_feed_the_watchdog() {
     while manager.try_recv(&mut [0; 4096]).is_ok() {}
     let told_while_hanging = timeout(Duration::from_secs(1), manager.recv(&mut [0; 4096])).await;
     assert!(told_while_hanging.is_err());
-    drop(writer);
+    // Remove the FIFO first, because a second read of it would block without a writer.
     fs::remove_file(&file).unwrap();
+    drop(writer);
     told(&manager, "WATCHDOG=1").await;
 }
 

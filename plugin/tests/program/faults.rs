@@ -205,8 +205,6 @@ fn finish_last_write(node: &Node, files: &[PathBuf]) {
     if file.ends_with("originals") {
         let mut originals = OpenOptions::new().append(true).open(file).unwrap();
         originals.write_all(br#"{"cgroup":"kubepods","inod"#).unwrap();
-    } else {
-        fs::write(file, last(file)).unwrap();
     }
 }
 
