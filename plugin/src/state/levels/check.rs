@@ -130,8 +130,15 @@ fn decide(
         debug!(%cgroup, knob = knob.file_name(), "systemd was late with an earlier value");
         return FileDecision::Write;
     }
-    let is_foreign =
-        believed.is_some_and(|before| before.inode == inode && before.get(*knob) == *to);
+    let believed = believed.filter(|before| before.inode == inode).map(|before| before.get(*knob));
+    if believed.is_none() && state.contention.repairs(&key) == 0 {
+        // The plugin has never seen the desired value in this file, so no other program has changed
+        // it. Either the cgroup is new, or the plugin's write failed because the kernel was about
+        // to remove the former cgroup.
+        debug!(%cgroup, knob = knob.file_name(), "the file does not have its value yet");
+        return FileDecision::Write;
+    }
+    let is_foreign = believed == Some(*to);
     if state.leaves_changes && is_foreign {
         debug!(%cgroup, knob = knob.file_name(), observed = %from, "repair is false, so the \
             plugin leaves the changed value");

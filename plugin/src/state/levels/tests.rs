@@ -132,6 +132,22 @@ async fn systemd_is_never_told_what_somebody_else_wrote() {
 }
 
 #[tokio::test]
+async fn a_new_cgroup_without_values_is_no_foreign_change() {
+    let arranged = Arranged::new();
+    arranged.claim(8192);
+    assert_eq!(arranged.min(), bytes(8192));
+    let removed = arranged.host.directory.path().join("cgroup").join(POD);
+    // The former cgroup keeps its inode number, so the new cgroup gets another one.
+    std::fs::rename(&removed, removed.with_extension("former")).unwrap();
+    arranged.host.cgroup(POD, &[("memory.min", "0"), ("memory.low", "0")]);
+    let incidents = arranged.levels.check(&path(POD), &[Knob::Min]).incidents;
+    assert_eq!((arranged.min(), incidents.len()), (bytes(8192), 0), "{incidents:?}");
+    arranged.write(4096);
+    let incidents = arranged.levels.check(&path(POD), &[Knob::Min]).incidents;
+    assert_eq!((arranged.min(), incidents.len()), (bytes(8192), 1), "{incidents:?}");
+}
+
+#[tokio::test]
 async fn a_foreign_write_counts_while_systemd_is_told() {
     let arranged = Arranged::new();
     arranged.host.fake().mood = Mood::Late;
