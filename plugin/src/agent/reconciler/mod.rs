@@ -304,6 +304,9 @@ impl Reconciler {
     }
 
     async fn check(&mut self, mut due: DueChecks) {
+        // A later synchronization reports containers that this check does not examine, so `settle`
+        // must then do nothing.
+        let synchronized = self.levels.synchronized();
         for path in std::mem::take(&mut due.removed) {
             self.on_removed(&path);
         }
@@ -315,7 +318,6 @@ impl Reconciler {
                 due.containers.entry(id).or_default();
             }
         }
-        let synchronized = self.levels.synchronized();
         let containers: Vec<_> = due.containers.into_iter().collect();
         for batch in containers.chunks(BATCH * 16) {
             self.check_containers(batch);

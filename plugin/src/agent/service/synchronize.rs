@@ -24,12 +24,10 @@ impl Service {
             alive.iter().map(|container| container.pod_sandbox_id.as_str()).collect();
         let ended = self.ended_sandboxes(&pods, &live).await;
         let is_over = |pod: &PodSandbox| ended.contains(&pod.id);
-        self.state
-            .levels
-            .synchronize(pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect());
+        let sandboxes = pods.iter().filter(|pod| !is_over(pod)).filter_map(sandbox).collect();
         let pods: HashMap<&str, &PodSandbox> =
             pods.iter().map(|pod| (pod.id.as_str(), pod)).collect();
-        let sandboxes = pods.keys().map(|id| (*id).to_owned()).collect();
+        let reported = pods.keys().map(|id| (*id).to_owned()).collect();
         let known = alive.into_iter().filter_map(|container| {
             let Some(pod) = pods.get(container.pod_sandbox_id.as_str()) else {
                 warn!(
@@ -45,7 +43,10 @@ impl Service {
             asked: self.state.rescues.asked(&container),
             ..container
         });
-        self.state.containers.replace(known, &sandboxes);
+        let known: Vec<_> = known.collect();
+        self.state
+            .levels
+            .synchronize(sandboxes, || self.state.containers.replace(known, &reported));
         let running = self.state.containers.all().into_iter().filter(|container| container.started);
         self.kills.synchronize(running.collect());
         self.enqueue(WorkItem::All);

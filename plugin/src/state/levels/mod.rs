@@ -269,8 +269,13 @@ impl Levels {
 
     /// Replaces all sandboxes by the sandboxes that the runtime reported. Until [`Levels::settle`],
     /// the plugin lowers no value, because it does not know all containers.
-    pub fn synchronize(&self, sandboxes: Vec<Sandbox>) {
+    ///
+    /// `replace_containers` replaces the containers. While it runs, no other thread can settle or
+    /// prune: with the former containers, that thread would lower the values of live containers and
+    /// forget their original values.
+    pub fn synchronize(&self, sandboxes: Vec<Sandbox>, replace_containers: impl FnOnce()) {
         let mut state = lock(&self.state);
+        replace_containers();
         state.synchronized += 1;
         state.hold = true;
         state.sandboxes =

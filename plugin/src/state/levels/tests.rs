@@ -1,5 +1,7 @@
 //! Tests of the managed cgroups with a test double of systemd.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use crate::agent::systemd::keep_values;
 use crate::cgroup::systemd::fake::{Host, Mood, POD};
 use crate::config::Config;
 use crate::lock;
-use crate::state::originals::Originals;
+use crate::state::originals::{Originals, Target, Values};
 use crate::state::settings::Settings;
 use crate::state::testing::TestNode;
 
@@ -24,6 +26,7 @@ struct Arranged {
     host: Host,
     place: PodPlace,
     levels: Arc<Levels>,
+    originals: Arc<Mutex<Originals>>,
 }
 
 impl Arranged {
@@ -34,9 +37,13 @@ impl Arranged {
         }
         let originals = Arc::new(Mutex::new(Originals::none(host.directory.path())));
         let place = PodPlace::new(path(POD), QosClass::Guaranteed).unwrap();
-        let levels =
-            Arc::new(Levels::new(Arc::new(host.root()), PageSize::KIB4, originals, Arc::default()));
-        Self { host, place, levels }
+        let levels = Arc::new(Levels::new(
+            Arc::new(host.root()),
+            PageSize::KIB4,
+            originals.clone(),
+            Arc::default(),
+        ));
+        Self { host, place, levels, originals }
     }
 
     fn make_last(&self) {
@@ -129,6 +136,30 @@ async fn systemd_is_never_told_what_somebody_else_wrote() {
     arranged.make_last();
     arranged.until("sent", || !arranged.sent().is_empty()).await;
     assert_eq!(arranged.sent(), [8192]);
+}
+
+#[tokio::test]
+async fn no_values_are_forgotten_during_a_synchronization() {
+    let arranged = Arranged::new();
+    let target = Target::Container("app".to_owned());
+    let known = Values { min: Some(bytes(0)), low: Some(bytes(0)), high: Some(Limit::Max) };
+    lock(&arranged.originals).remember(target.clone(), known).unwrap();
+    let is_replaced = AtomicBool::new(false);
+    let levels = &arranged.levels;
+    std::thread::scope(|threads| {
+        levels.synchronize(Vec::new(), || {
+            let (done, pruned) = std::sync::mpsc::channel();
+            let is_replaced = &is_replaced;
+            threads.spawn(move || {
+                levels.prune(|_| is_replaced.load(Ordering::SeqCst));
+                let _ = done.send(());
+            });
+            let waited = pruned.recv_timeout(Duration::from_millis(100));
+            assert_eq!(waited, Err(RecvTimeoutError::Timeout), "the other thread must wait");
+            is_replaced.store(true, Ordering::SeqCst);
+        });
+    });
+    assert_eq!(lock(&arranged.originals).get(&target), Some(known));
 }
 
 #[tokio::test]
