@@ -131,14 +131,14 @@ fn decide(
         return FileDecision::Write;
     }
     let believed = believed.filter(|before| before.inode == inode).map(|before| before.get(*knob));
-    if believed.is_none() && state.contention.repairs(&key) == 0 {
-        // The plugin has never seen the desired value in this file, so no other program has changed
-        // it. Either the cgroup is new, or the plugin's write failed because the kernel was about
-        // to remove the former cgroup.
+    let is_foreign = believed == Some(*to);
+    if !is_foreign && state.contention.repairs(&key) == 0 {
+        // The plugin has not seen the desired value in this file, so no other program has changed
+        // it. The cgroup may be new, or the plugin's write may have failed because the kernel was
+        // about to remove the former cgroup.
         debug!(%cgroup, knob = knob.file_name(), "the file does not have its value yet");
         return FileDecision::Write;
     }
-    let is_foreign = believed == Some(*to);
     if state.leaves_changes && is_foreign {
         debug!(%cgroup, knob = knob.file_name(), observed = %from, "repair is false, so the \
             plugin leaves the changed value");
