@@ -22,6 +22,7 @@ pub mod host;
 pub mod kubelet;
 pub mod report;
 pub mod state;
+pub mod yaml;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;

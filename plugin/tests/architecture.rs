@@ -46,7 +46,9 @@ const CRATES: [Crate; 4] = [
     },
     Crate {
         sources: "plugin/src",
-        order: &["cgroup", "host", "kubelet", "config", "state", "report", "agent", "commands"],
+        order: &[
+            "yaml", "cgroup", "host", "kubelet", "config", "state", "report", "agent", "commands",
+        ],
     },
     Crate {
         sources: "integration/src",

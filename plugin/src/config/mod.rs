@@ -6,7 +6,6 @@
 //! while the plugin runs, the plugin keeps its previous configuration. [`Config::parse`] reports
 //! all mistakes together.
 
-pub(crate) mod any_value;
 mod brake;
 mod choices;
 mod draft;
@@ -28,7 +27,6 @@ pub use self::errors::{ConfigErrors, FieldError};
 pub use self::fields::FIELDS;
 pub use self::model::Config;
 pub use self::parse::LARGEST;
-pub(crate) use self::parse::complaint;
 pub use self::reserved::{Owner, Reserved};
 
 /// Directory where runtimes look for the configuration of plugins.

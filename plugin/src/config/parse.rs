@@ -1,15 +1,10 @@
 //! Parses the text of a configuration file into fields.
 
-use std::fmt;
-
-use plimsoll_core::units::excerpt;
-use serde::de::{DeserializeSeed, MapAccess, Visitor};
-use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
-use serde_saphyr::{Deserializer, Options, Spanned};
+use serde_json::Value as RawValue;
 
 use crate::config::errors::{ConfigErrors, FieldError};
 use crate::config::model::Config;
-use crate::config::value::RawValue;
+use crate::yaml::{self, Duplicate, Parsed, PlacedValue, describe};
 
 /// Maximum size of a configuration in bytes.
 pub const LARGEST: usize = 1 << 20;
@@ -58,92 +53,44 @@ impl Config {
     }
 }
 
-/// Unchecked configuration: the fields in the order of the file, including unknown and repeated
-/// fields.
+/// Unchecked configuration: the fields, including unknown fields, with their lines.
 #[derive(Default)]
-pub(super) struct RawConfig(pub(super) Vec<(Spanned<String>, Spanned<RawValue>)>);
+pub(super) struct RawConfig {
+    pub(super) fields: Vec<(String, u64, RawValue)>,
+    pub(super) duplicates: Vec<Duplicate>,
+}
 
 impl RawConfig {
     /// Reads the fields up to the first YAML error. Returns the fields and the error.
     fn read(text: &str) -> (Self, Option<FieldError>) {
-        let mut raw = Self::default();
-        let result = serde_saphyr::with_deserializer_from_str_with_options(
-            text,
-            options(),
-            |deserializer: Deserializer<'_, '_>| (&mut raw).deserialize(deserializer),
-        );
-        let error = result.err().map(|error| {
-            let error = error.without_snippet();
-            FieldError {
-                line: error.location().map_or(1, |location| location.line().max(1)),
-                field: None,
-                expected: "one 'field: value' a line, in YAML".to_owned(),
-                found: excerpt(complaint(&error.to_string())),
-            }
+        let Parsed { mut documents, duplicates, error } = yaml::parse(text, 0);
+        let outside = |line, expected: &str, found: String| {
+            Some(FieldError { line, field: None, expected: expected.to_owned(), found })
+        };
+        let mut error = error.and_then(|error| {
+            outside(error.place.line, &error.expected, "a mistake in the YAML".to_owned())
         });
-        (raw, error)
-    }
-}
-
-fn options() -> Options {
-    serde_saphyr::options! {
-        // Accept repeated fields here, so that `validate` reports them with all other mistakes.
-        duplicate_keys: DuplicateKeyPolicy::PassThrough,
-        merge_keys: MergeKeyPolicy::AsOrdinary,
-        // Read "no", "on" and similar words as text.
-        strict_booleans: true,
-        with_snippet: false,
-        // Read .nan and .inf as numbers that are out of range, not as invalid YAML.
-        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
-    }
-}
-
-/// Returns an error text of the YAML library without its position and its advice.
-pub(crate) fn complaint(message: &str) -> &str {
-    let line = message.lines().next().unwrap_or_default();
-    let end = [" at line ", ", expected ", ";"]
-        .iter()
-        .filter_map(|end| line.find(end))
-        .min()
-        .unwrap_or(line.len());
-    line[..end].trim()
-}
-
-/// Collects fields into the caller's list. After a syntax error, the list still contains the fields
-/// before the error.
-impl<'de> DeserializeSeed<'de> for &mut RawConfig {
-    type Value = ();
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for &mut RawConfig {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("fields")
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_none<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_some<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(key) = map.next_key()? {
-            let value = map.next_value()?;
-            self.0.push((key, value));
+        if let [_, second, ..] = &documents[..] {
+            let line = second.places.place.line;
+            error = error.or_else(|| outside(line, "one document", "another one".to_owned()));
         }
-        Ok(())
+        let mut raw = Self { fields: Vec::new(), duplicates };
+        documents.truncate(1);
+        match documents.pop() {
+            Some(PlacedValue { value: RawValue::Object(fields), places }) => {
+                let line = |name: &String| {
+                    places.parts.get(name).map_or(places.place.line, |part| part.key.line)
+                };
+                let fields = fields.into_iter().map(|(name, value)| (line(&name), name, value));
+                raw.fields = fields.map(|(line, name, value)| (name, line, value)).collect();
+            }
+            None | Some(PlacedValue { value: RawValue::Null, .. }) => {}
+            Some(PlacedValue { value, places }) => {
+                let form = "one 'field: value' a line";
+                error = error.or_else(|| outside(places.place.line, form, describe(&value)));
+            }
+        }
+        (raw, error)
     }
 }
 
@@ -284,7 +231,6 @@ f.yaml:2: memoryThrottlingFactor: expected a number above 0 and at most 1, or nu
     number 1.5
 f.yaml:3: memoryReservationPolicy: expected None, TieredReservation or HardReservation, found 'hard'
 f.yaml:5: nodeAllocatable: expected auto, or a quantity above 0 such as 60Gi, found '60GB'
-f.yaml:6: logLevel: expected error, warn, info, debug or trace, found a list
 f.yaml:7: logLevel: expected each field once, found it again after line 6
 f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean that?), found an \
     unknown field
@@ -295,6 +241,24 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
              shrinkDeadline, oomRescue, raisePodLimits, repair, brake, maxLimitRequestRatio, \
              metricsAddress, containerMetrics, kubeconfig, logLevel, found an \
              unknown field"
+        );
+    }
+
+    #[test]
+    fn a_field_of_a_mapping_occurs_once() {
+        assert_eq!(
+            parse("oomRescue:\n  kills: 3\n  kills: 4").unwrap_err(),
+            "f.yaml:3: kills: expected each field once, found it again after line 2"
+        );
+    }
+
+    #[test]
+    fn comments_may_have_any_length() {
+        let comments = "  # note\n".repeat(200);
+        let text = format!("nodeAllocatable:\n{comments}  60Gi\n");
+        assert_eq!(
+            parse(&text).map(|config| config.node_allocatable),
+            Ok(NodeAllocatable::Fixed(Bytes::new(60 << 30)))
         );
     }
 
@@ -313,7 +277,7 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
             "mode: off",
             "mode: null",
             "mode: Observe",
-            "raisePodLimits: yes",
+            "raisePodLimits: maybe",
             "raisePodLimits: null",
             "repair: 1",
             "shrink: never",
@@ -324,7 +288,7 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
             "maxLimitRequestRatio: many",
             "metricsAddress: 9477",
             "metricsAddress: localhost:9477",
-            "containerMetrics: yes",
+            "containerMetrics: 1",
             "kubeconfig: ~/.kube/config",
             "kubeconfig: 5",
             "kubeconfig: {}",

@@ -324,7 +324,7 @@ fn a_manifest_that_is_broken_fails_and_hides_nothing_of_the_others() {
         plimsoll(&["lint", as_str(&broken), "/nonexistent.yaml", as_str(&pod), "-"], "kind: Pod");
     assert_eq!((ran.code, ran.stderr.as_str()), (2, ""));
     let starts = [
-        &format!("{}:1: error: expected YAML or JSON, found: ", broken.display()),
+        &format!("{}:1: error: expected a comma or a closing bracket in a list", broken.display()),
         "/nonexistent.yaml:1: error: cannot read the file: No such file or directory (os error 2) \
          [unreadable]",
         &format!("{}:7: warning: Pod web, container app: ", pod.display()),

@@ -111,7 +111,7 @@ fn schema(field: &Field) -> Value {
         None => field.doc.into(),
     };
     if let Some(default) = field.default {
-        schema["default"] = serde_saphyr::from_str(default).unwrap();
+        schema["default"] = crate::harness::yaml(default);
     }
     schema
 }

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use crate::harness::{MIB, Node, Pod, start};
+use crate::harness::{self, MIB, Node, Pod, start};
 use promql_parser::label::{Matcher, Matchers};
 use promql_parser::parser::{self, Expr, LabelModifier, token};
 use serde_json::Value;
@@ -23,7 +23,7 @@ fn deploy(name: &str) -> PathBuf {
 }
 
 fn yaml(name: &str) -> Value {
-    serde_saphyr::from_str(&fs::read_to_string(deploy(name)).unwrap()).unwrap()
+    harness::yaml(&fs::read_to_string(deploy(name)).unwrap())
 }
 
 fn dashboard() -> Value {

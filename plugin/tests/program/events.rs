@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::harness::{Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
+use crate::harness::{self, Daemon, MIB, Node, Pod, Runtime, memory_limit, start};
 use integration::cluster::{ADMINISTRATOR, ApiServer};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::authorization::v1::{ResourceRule, SelfSubjectRulesReview};
@@ -167,7 +167,7 @@ async fn apply(administrator: &Client) {
     .unwrap();
     let new = PostParams::default();
     for document in text.split("\n---\n") {
-        let object: Value = serde_saphyr::from_str(document).unwrap();
+        let object = harness::yaml(document);
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
         match object["kind"].as_str().unwrap() {
             "ServiceAccount" => {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use crate::harness::Node;
+use crate::harness::{self, Node};
 use integration::cluster::{ADMINISTRATOR, ApiServer};
 use integration::tools::go::Programs;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -112,7 +112,7 @@ fn objects(output: Output) -> Vec<Value> {
     let [stdout, stderr] =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     assert!(output.status.success(), "{stderr}");
-    serde_saphyr::from_multiple(&stdout).unwrap()
+    plimsoll::yaml::values(&stdout).unwrap()
 }
 
 fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
@@ -195,8 +195,7 @@ async fn api_server() -> (ApiServer, Client) {
     let definitions = Api::<CustomResourceDefinition>::all(client.clone());
     for name in ["podmonitors", "prometheusrules"] {
         let file = format!("example/prometheus-operator-crd/monitoring.coreos.com_{name}.yaml");
-        let definition: Value =
-            serde_saphyr::from_str(&fs::read_to_string(operator.join(file)).unwrap()).unwrap();
+        let definition = harness::yaml(&fs::read_to_string(operator.join(file)).unwrap());
         let name = text(&definition, "/metadata/name").to_owned();
         definitions
             .patch(&name, &PatchParams::apply("test"), &Patch::Apply(definition))
@@ -307,9 +306,7 @@ fn kustomize_and_helm_make_the_same() {
 #[test]
 fn the_version_is_the_same_everywhere() {
     let version = env!("CARGO_PKG_VERSION");
-    let chart: Value =
-        serde_saphyr::from_str(&fs::read_to_string(deploy("helm/plimsoll/Chart.yaml")).unwrap())
-            .unwrap();
+    let chart = harness::yaml(&fs::read_to_string(deploy("helm/plimsoll/Chart.yaml")).unwrap());
     assert_eq!([&chart["version"], &chart["appVersion"]], [version; 2]);
     let image = kustomize(&[]);
     let image = text(of_kind(&image, "DaemonSet"), "/spec/template/spec/containers/0/image");

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::commands::explain::model::{Basis, ExplainError, Explanation, LARGEST};
 use crate::commands::explain::pod::explain_template;
+use crate::yaml;
 
 /// Explains every pod in a manifest: YAML with one or more documents, or JSON. Treats each item of
 /// a list like a document. An object with a pod template counts as a pod (Deployments, Jobs,
@@ -18,10 +19,7 @@ pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainErro
     if manifest.len() > LARGEST {
         return Err(ExplainError::TooLarge(manifest.len()));
     }
-    // Read an unquoted `n` or `on` as a string, not as a boolean.
-    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
-    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(manifest, options)
-        .map_err(|error| ExplainError::Syntax(error.to_string()))?;
+    let documents = yaml::values(manifest).map_err(ExplainError::Syntax)?;
 
     let mut pods = Vec::new();
     let mut skipped = Vec::new();
@@ -35,7 +33,7 @@ pub fn explain(manifest: &str, basis: &Basis) -> Result<Explanation, ExplainErro
             skipped.push(object);
             continue;
         };
-        match explain_template(&object, &template, basis) {
+        match explain_template(&object, template, basis) {
             Ok(pod) => pods.push(pod),
             Err(mistakes) => {
                 errors.extend(mistakes.into_iter().map(|mistake| match mistake.container {
@@ -104,17 +102,38 @@ pub(crate) fn object_name(document: &Value) -> String {
     }
 }
 
+/// Kinds of Kubernetes with a pod template, each with the JSON pointer of the template.
+const KINDS: [(&str, &str); 8] = [
+    ("Deployment", "/spec/template"),
+    ("StatefulSet", "/spec/template"),
+    ("DaemonSet", "/spec/template"),
+    ("ReplicaSet", "/spec/template"),
+    ("ReplicationController", "/spec/template"),
+    ("Job", "/spec/template"),
+    ("CronJob", "/spec/jobTemplate/spec/template"),
+    ("PodTemplate", "/template"),
+];
+
 /// Returns the pod in an object, and the JSON pointer from the object to the pod. The pod is the
 /// object itself or the pod template of a controller.
+///
+/// Many custom resources have a template of something else. A kind that Kubernetes does not define
+/// counts only if its template contains a list of containers. A template without a field
+/// `containers` is a patch of another object, so it does not count either.
 pub(crate) fn pod_template(mut document: Value) -> Option<(&'static str, Value)> {
     let kind = document.get("kind")?.as_str()?;
     if kind == "Pod" {
         return Some(("", document));
     }
-    ["/spec/template", "/spec/jobTemplate/spec/template"].into_iter().find_map(|pointer| {
-        let template =
-            document.pointer_mut(pointer).filter(|template| template.get("spec").is_some())?;
-        Some((pointer, template.take()))
+    let known = KINDS.iter().find(|(known, _)| *known == kind);
+    let pointers = match known {
+        Some((_, pointer)) => vec![*pointer],
+        None => vec!["/spec/template", "/spec/jobTemplate/spec/template"],
+    };
+    pointers.into_iter().find_map(|pointer| {
+        let template = document.pointer_mut(pointer)?;
+        let containers = template.pointer("/spec/containers")?;
+        (known.is_some() || containers.is_array()).then(|| (pointer, template.take()))
     })
 }
 
@@ -129,7 +148,7 @@ mod tests {
     fn lists_and_templates_are_opened_and_other_objects_skipped() {
         let template = "{metadata: {}, spec: {containers: [{name: a}]}}";
         let manifest = format!(
-            "---\nkind: Service\nmetadata: {{name: s, namespace: n}}\n---\nkind: \
+            "---\nkind: Service\nmetadata: {{name: s, namespace: ns}}\n---\nkind: \
              Deployment\nmetadata: {{name: d}}\nspec: {{template: {template}}}\n---\n\
              kind: List\nitems:\n- {{kind: CronJob, metadata: {{name: c}}, spec: {{jobTemplate: \
              {{spec: {{template: {template}}}}}}}}}\n---\n"
@@ -137,7 +156,7 @@ mod tests {
         let explanation = explained(&manifest);
         let objects: Vec<_> = explanation.pods.iter().map(|pod| pod.object.as_str()).collect();
         assert_eq!(objects, ["Deployment d", "CronJob c"]);
-        assert_eq!(explanation.skipped, ["Service n/s"]);
+        assert_eq!(explanation.skipped, ["Service ns/s"]);
         // The API server returns typed lists, whose items omit their kind.
         for (kind, item) in [
             ("PodList", "{metadata: {name: p}, spec: {containers: [{name: a}]}}".to_owned()),
@@ -169,13 +188,16 @@ mod tests {
                 "expected a Pod, or an object with a pod template such as a Deployment; found \
                  Service without a name",
             ),
-            ("kind: [", "expected pods as YAML or JSON: "),
+            ("a: 1\nkind: [", "line 2: expected a comma or a closing bracket"),
             ("kind: Pod", "Pod without a name: expected a spec with containers, found none"),
             (
                 "kind: Pod\nspec: {containers: []}",
                 "Pod without a name: expected at least one container, found none",
             ),
-            ("kind: Pod\nmetadata: 3", "Pod without a name: expected a pod: "),
+            (
+                "kind: Pod\nmetadata: 3",
+                "Pod without a name: metadata: expected a mapping, found the number 3",
+            ),
             (
                 "kind: Pod\nspec: {containers: [{name: a, resources: {limits: {memory: 1GB}, \
                  requests: {cpu: -1}}}]}",

@@ -7,6 +7,7 @@ mod drawing;
 mod manifest;
 mod model;
 mod pod;
+mod read;
 mod resources;
 #[cfg(test)]
 mod testing;

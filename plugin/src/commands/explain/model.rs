@@ -8,6 +8,8 @@ use plimsoll_core::units::{Bytes, Limit};
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::yaml::SyntaxError;
+
 /// Maximum size of a manifest, in bytes.
 pub const LARGEST: usize = 4 << 20;
 
@@ -29,8 +31,8 @@ pub enum ExplainError {
     #[error("expected a manifest of at most {LARGEST} bytes, found {0}")]
     TooLarge(usize),
     /// The manifest is not YAML or JSON.
-    #[error("expected pods as YAML or JSON: {0}")]
-    Syntax(String),
+    #[error("line {}: expected {_0}", _0.place.line)]
+    Syntax(SyntaxError),
     /// The manifest contains no pod.
     #[error("expected a Pod, or an object with a pod template such as a Deployment; found {0}")]
     NoPod(String),
@@ -175,4 +177,11 @@ pub(crate) struct Mistake {
     pub(crate) container: Option<(ContainerKind, String)>,
     /// Description of the expected and the found value.
     pub(crate) problem: String,
+}
+
+impl Mistake {
+    /// Returns a mistake that concerns the whole pod.
+    pub(super) fn of_pod(pointer: &str, problem: String) -> Self {
+        Self { pointer: pointer.to_owned(), container: None, problem }
+    }
 }

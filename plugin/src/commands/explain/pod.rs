@@ -2,18 +2,17 @@
 
 use std::collections::HashMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use plimsoll_core::pod::{QosClass, SpecResources};
 use plimsoll_core::requests::annotation;
 use plimsoll_core::units::excerpt;
-use serde::Deserialize as _;
 use serde_json::Value;
-use serde_path_to_error::Segment;
 
 use crate::commands::explain::container::explain_container;
 use crate::commands::explain::model::{
     Basis, ContainerExplanation, ContainerKind, Mistake, PodExplanation,
 };
+use crate::commands::explain::read::read_pod;
 use crate::commands::explain::resources::stated;
 
 /// Kind of a container, the container itself, and the JSON pointer from the pod to the container.
@@ -22,12 +21,12 @@ type PlacedContainer<'a> = (ContainerKind, &'a Container, String);
 /// Explains one pod, or returns all mistakes in the pod.
 pub(crate) fn explain_template(
     object: &str,
-    template: &Value,
+    template: Value,
     basis: &Basis,
 ) -> Result<PodExplanation, Vec<Mistake>> {
     let pod = read_pod(template).map_err(|mistake| vec![mistake])?;
     let Some(spec) = &pod.spec else {
-        return Err(vec![of_pod(
+        return Err(vec![Mistake::of_pod(
             "/spec",
             "expected a spec with containers, found none".to_owned(),
         )]);
@@ -68,21 +67,6 @@ pub(crate) fn explain_template(
     })
 }
 
-/// Returns a mistake that concerns the whole pod.
-fn of_pod(pointer: &str, problem: String) -> Mistake {
-    Mistake { pointer: pointer.to_owned(), container: None, problem }
-}
-
-/// Converts a template into a pod.
-fn read_pod(template: &Value) -> Result<Pod, Mistake> {
-    // serde_path_to_error is slow, so use it only after a first attempt has failed.
-    Pod::deserialize(template).or_else(|_| serde_path_to_error::deserialize(template)).map_err(
-        |error: serde_path_to_error::Error<serde_json::Error>| {
-            of_pod(&json_pointer(error.path()), format!("expected a pod: {}", error.inner()))
-        },
-    )
-}
-
 /// Returns the containers of a pod, init containers first.
 fn containers(spec: &PodSpec) -> Vec<PlacedContainer<'_>> {
     let init = spec.init_containers.iter().flatten().enumerate().map(|(index, container)| {
@@ -104,7 +88,7 @@ fn read_resources(
 ) -> Result<(SpecResources, Vec<SpecResources>), Vec<Mistake>> {
     let mut mistakes = Vec::new();
     if spec.containers.is_empty() {
-        mistakes.push(of_pod(
+        mistakes.push(Mistake::of_pod(
             "/spec/containers",
             "expected at least one container, found none".to_owned(),
         ));
@@ -129,15 +113,6 @@ fn read_resources(
         .collect();
     let typed = stated(spec.resources.as_ref(), "/spec", None);
     if mistakes.is_empty() { Ok((typed, as_typed)) } else { Err(mistakes) }
-}
-
-/// Converts a path to a JSON pointer.
-fn json_pointer(path: &serde_path_to_error::Path) -> String {
-    path.iter().fold(String::new(), |pointer, segment| match segment {
-        Segment::Seq { index } => format!("{pointer}/{index}"),
-        Segment::Map { key } => format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")),
-        Segment::Enum { .. } | Segment::Unknown => pointer,
-    })
 }
 
 /// Returns a message for each annotation that names a container, if the pod has no container with

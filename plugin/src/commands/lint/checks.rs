@@ -7,9 +7,10 @@ use plimsoll_core::units::Bytes;
 
 use crate::commands::explain::{ContainerExplanation, PodExplanation};
 use crate::commands::lint::finding::Subject;
-use crate::commands::lint::place::{File, Place};
+use crate::commands::lint::place::File;
 use crate::commands::lint::report::{CheckedContainer, Report};
 use crate::commands::lint::rule::Rule;
+use crate::yaml::Place;
 
 impl Report {
     /// Checks one pod. `at` converts the JSON pointer of a value in the pod to the value's position

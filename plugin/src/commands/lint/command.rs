@@ -40,6 +40,7 @@ The rules and their levels:
   warning  memory-request-missing      a container without a memory request
   warning  memory-limit-missing        a container without a memory limit
   warning  annotation-ignored          an annotation of plimsoll.nri.io without effect
+  warning  duplicate-field             a field that occurs twice
   note     memory-request-defaulted    a memory limit without a request
 
 Exit codes: 0 no findings, or only findings below --fail-on; 1 findings of at least that level;

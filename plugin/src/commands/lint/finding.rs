@@ -5,8 +5,9 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use crate::commands::explain::ContainerKind;
-use crate::commands::lint::place::{File, Place};
+use crate::commands::lint::place::File;
 use crate::commands::lint::rule::{Level, Rule};
+use crate::yaml::Place;
 
 /// Subject of a finding: kind and name of the object, and the container if the finding concerns
 /// only one container.

@@ -7,9 +7,7 @@
 
 mod checks;
 pub(crate) mod command;
-mod documents;
 mod finding;
-mod located;
 mod place;
 mod report;
 mod rule;

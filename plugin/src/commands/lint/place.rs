@@ -1,4 +1,4 @@
-//! Positions of findings: files, lines and columns.
+//! Files of findings, and text of manifests in messages.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -36,17 +36,6 @@ impl Serialize for File {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.shown)
     }
-}
-
-/// Position in a file: line and column, both counted from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub(super) struct Place {
-    pub(super) line: u64,
-    pub(super) column: u64,
-}
-
-impl Place {
-    pub(super) const START: Self = Self { line: 1, column: 1 };
 }
 
 /// Maximum length of the description of a mistake, in characters.

@@ -9,11 +9,10 @@ use serde::Serialize;
 use crate::commands::explain::{
     Basis, ContainerExplanation, explain_template, list_items, object_name, pod_template,
 };
-use crate::commands::lint::documents::{documents, parse};
 use crate::commands::lint::finding::{Finding, Subject};
-use crate::commands::lint::located::{PlaceTree, PlacedValue};
-use crate::commands::lint::place::{File, LONGEST_PROBLEM, Place, shown};
+use crate::commands::lint::place::{File, LONGEST_PROBLEM, shown};
 use crate::commands::lint::rule::{Level, Rule};
+use crate::yaml::{self, DocumentText, Place, PlacedValue};
 
 /// Maximum size of a file, in bytes.
 pub const LARGEST: usize = 64 << 20;
@@ -84,8 +83,8 @@ impl Report {
             return self.add(&file, Place::START, Rule::Unreadable, None, message);
         }
         let known = self.findings.len();
-        for (before, document) in documents(text) {
-            self.check_document(&file, before, document);
+        for document in yaml::documents(text) {
+            self.check_document(&file, document);
         }
         self.findings[known..].sort_by_key(|finding| finding.place);
     }
@@ -101,43 +100,63 @@ impl Report {
         self.findings.push(Finding { file: file.clone(), place, rule, subject, message });
     }
 
-    /// Checks one document. `before` is the number of lines before the document in its file.
-    fn check_document(&mut self, file: &File, before: u64, text: &[u8]) {
-        let documents = match parse(text) {
-            Ok(documents) => documents,
-            Err((place, problem)) => {
-                let place = Place { line: place.line + before, ..place };
+    /// Checks one document. Reports a mistake in its YAML, or checks its objects.
+    fn check_document(&mut self, file: &File, document: DocumentText<'_>) {
+        let DocumentText { before, text } = document;
+        let text = match std::str::from_utf8(text) {
+            Ok(text) => text,
+            Err(error) => {
+                let (valid, rest) = text.split_at(error.valid_up_to());
+                let lines = valid.iter().filter(|&&byte| byte == b'\n').count();
+                let place = Place { line: before + 1 + lines as u64, column: 1 };
+                let found = rest.first().copied().unwrap_or_default();
+                let problem = format!("expected UTF-8 text, found byte 0x{found:02x}");
                 return self.add(file, place, Rule::Syntax, None, problem);
             }
         };
-        for PlacedValue { value, place, parts } in documents {
-            let places = PlaceTree { place, parts };
-            for (in_document, object) in list_items(value) {
-                let name = object_name(&object);
-                let Some((in_object, template)) = pod_template(object) else {
-                    continue;
-                };
-                self.pods += 1;
-                let at = |in_pod: &str| {
-                    let Place { line, column } =
-                        places.of(&[&in_document, in_object, in_pod].concat());
-                    Place { line: line + before, column }
-                };
-                match explain_template(&name, &template, &self.basis) {
-                    Ok(pod) => self.check_pod(file, pod, at),
-                    Err(mistakes) => {
-                        for mistake in mistakes {
-                            let subject =
-                                Subject { object: name.clone(), container: mistake.container };
-                            let problem = shown(&mistake.problem, LONGEST_PROBLEM);
-                            self.add(
-                                file,
-                                at(&mistake.pointer),
-                                Rule::Invalid,
-                                Some(subject),
-                                problem,
-                            );
-                        }
+        let parsed = yaml::parse(text, before);
+        if let Some(error) = parsed.error {
+            let advice =
+                if text.contains("{{") { "; if it is a template, render it first" } else { "" };
+            let problem = format!("expected {error}{advice}");
+            return self.add(file, error.place, Rule::Syntax, None, problem);
+        }
+        let pods = self.pods;
+        for document in parsed.documents {
+            self.check_objects(file, document);
+        }
+        if self.pods == pods {
+            return;
+        }
+        for duplicate in parsed.duplicates {
+            let field = shown(&duplicate.field, LONGEST_PROBLEM);
+            let problem = format!(
+                "expected each field once, found {field} again after line {}: Kubernetes uses \
+                 only the last value",
+                duplicate.first.line
+            );
+            self.add(file, duplicate.place, Rule::DuplicateField, None, problem);
+        }
+    }
+
+    /// Checks the pods of one document.
+    fn check_objects(&mut self, file: &File, document: PlacedValue) {
+        let PlacedValue { value, places } = document;
+        for (in_document, object) in list_items(value) {
+            let name = object_name(&object);
+            let Some((in_object, template)) = pod_template(object) else {
+                continue;
+            };
+            self.pods += 1;
+            let at = |in_pod: &str| places.of(&[&in_document, in_object, in_pod].concat());
+            match explain_template(&name, template, &self.basis) {
+                Ok(pod) => self.check_pod(file, pod, at),
+                Err(mistakes) => {
+                    for mistake in mistakes {
+                        let subject =
+                            Some(Subject { object: name.clone(), container: mistake.container });
+                        let problem = shown(&mistake.problem, LONGEST_PROBLEM);
+                        self.add(file, at(&mistake.pointer), Rule::Invalid, subject, problem);
                     }
                 }
             }
@@ -159,7 +178,7 @@ mod tests {
         assert_eq!(rules(text), [(7, "invalid")]);
         assert!(
             found(text)[0]
-                .contains("expected a pod: invalid type: integer `3`, expected a boolean"),
+                .contains("spec.containers[0].tty: expected true or false, found the number 3"),
             "{:?}",
             found(text)
         );

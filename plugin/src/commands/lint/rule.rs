@@ -46,13 +46,15 @@ pub enum Rule {
     MemoryLimitMissing,
     /// An annotation of the domain `plimsoll.nri.io` has no effect.
     AnnotationIgnored,
+    /// A document with a pod has a field twice.
+    DuplicateField,
     /// A container has a limit but no request, so Kubernetes uses the limit as the request too.
     MemoryRequestDefaulted,
 }
 
 impl Rule {
     /// All rules, the most important first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Unreadable,
         Self::Syntax,
         Self::Invalid,
@@ -61,6 +63,7 @@ impl Rule {
         Self::MemoryRequestMissing,
         Self::MemoryLimitMissing,
         Self::AnnotationIgnored,
+        Self::DuplicateField,
         Self::MemoryRequestDefaulted,
     ];
 
@@ -75,6 +78,7 @@ impl Rule {
             Self::MemoryRequestMissing => "memory-request-missing",
             Self::MemoryLimitMissing => "memory-limit-missing",
             Self::AnnotationIgnored => "annotation-ignored",
+            Self::DuplicateField => "duplicate-field",
             Self::MemoryRequestDefaulted => "memory-request-defaulted",
         }
     }
@@ -88,7 +92,8 @@ impl Rule {
             Self::LimitRequestRatio
             | Self::MemoryRequestMissing
             | Self::MemoryLimitMissing
-            | Self::AnnotationIgnored => Level::Warning,
+            | Self::AnnotationIgnored
+            | Self::DuplicateField => Level::Warning,
             Self::MemoryRequestDefaulted => Level::Note,
         }
     }
@@ -104,6 +109,7 @@ impl Rule {
             Self::MemoryRequestMissing => "a container without a memory request",
             Self::MemoryLimitMissing => "a container without a memory limit",
             Self::AnnotationIgnored => "an annotation of plimsoll.nri.io without effect",
+            Self::DuplicateField => "a field that occurs twice",
             Self::MemoryRequestDefaulted => "a memory limit without a request",
         }
     }
@@ -136,6 +142,7 @@ impl Rule {
                 "The container gets the values that it would get without the annotation. Correct \
                  or remove the annotation."
             }
+            Self::DuplicateField => "Kubernetes uses only the last value. Remove the other values.",
             Self::MemoryRequestDefaulted => {
                 "Kubernetes uses the limit as the request: the kernel protects all of it, and \
                  memory.high is not set. Set a request if it should be below the limit."

@@ -94,12 +94,12 @@ mod tests {
              [{{name: \"{hostile}\"}}]}}}}}}\n---\n\
              kind: Pod\nspec: {{containers: [{{name: \"{hostile}\", resources: {{limits: \
              {{memory: \"{hostile}\"}}}}}}]}}\n---\n\
-             kind: Pod\nspec: \"{hostile}\"\n---\n{{\"{key}\": 1, \"{key}\": \
-             2}}\n---\n*{hostile}\n---\n\"{hostile}\" : \"{hostile}\n"
+             kind: Pod\nspec: \"{hostile}\"\n---\n{{kind: Pod, \"{key}\": 1, \
+             \"{key}\": 2}}\n---\n*{hostile}\n---\n\"{hostile}\" : \"{hostile}\n"
         );
         let mut report = report(&text);
         report.add_unreadable(Path::new("\u{1b}[31m\n.yaml"), &io::Error::other("no"));
-        assert_eq!(report.findings.len(), 9, "{}", report.text(false));
+        assert_eq!(report.findings.len(), 10, "{}", report.text(false));
         let lines = report.findings.len() + 2 * report.containers.len() + 1;
         for (form, expected) in [
             (report.text(true).to_string(), Some(lines)),

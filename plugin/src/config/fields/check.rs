@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 
 use plimsoll_core::pod::CgroupPath;
 use plimsoll_core::units::{Bytes, excerpt};
+use serde_json::{Map, Value as RawValue};
 
 use crate::config::fields::field_type::{Field, Kind};
 use crate::config::setting::{AUTO, Value};
-use crate::config::value::RawValue;
+use crate::config::value::{duration, quantity, share};
+use crate::yaml::describe;
 
 /// Mistake in the value of a field.
 pub(in crate::config) struct Mistake {
@@ -27,26 +29,22 @@ impl Field {
         if *value == RawValue::Null && self.null.is_some() {
             return Ok(vec![(self, Value::Null)]);
         }
-        if let (Kind::Mapping { is_complete, .. }, RawValue::Map(inner)) = (&self.kind, value) {
+        if let (Kind::Mapping { is_complete, .. }, RawValue::Object(inner)) = (&self.kind, value) {
             return self.check_mapping(inner, *is_complete);
         }
         match self.check_scalar(value) {
             Some(value) => Ok(vec![(self, value)]),
-            None => Err(Mistake { expected: self.expected(), found: value.to_string() }),
+            None => Err(Mistake { expected: self.expected(), found: describe(value) }),
         }
     }
 
     fn check_mapping(
         &'static self,
-        inner: &[(String, RawValue)],
+        inner: &Map<String, RawValue>,
         is_complete: bool,
     ) -> Result<Values, Mistake> {
         let mut values = vec![(self, Value::Mapping)];
-        for (index, (name, value)) in inner.iter().enumerate() {
-            if inner[..index].iter().any(|(other, _)| other == name) {
-                let found = format!("'{}' again", excerpt(name));
-                return Err(Mistake { expected: "each field once".to_owned(), found });
-            }
+        for (name, value) in inner {
             let Some(field) = self.fields().iter().find(|field| field.name == name) else {
                 let known: Vec<&str> = self.fields().iter().map(|field| field.name).collect();
                 return Err(Mistake {
@@ -59,8 +57,7 @@ impl Field {
                 found,
             })?);
         }
-        let has = |name: &str| inner.iter().any(|(other, _)| other == name);
-        match self.fields().iter().find(|field| is_complete && !has(field.name)) {
+        match self.fields().iter().find(|field| is_complete && !inner.contains_key(field.name)) {
             Some(missing) => Err(Mistake {
                 expected: self.expected(),
                 found: format!("a mapping without {}", missing.name),
@@ -71,37 +68,39 @@ impl Field {
 
     /// Checks a value that is not a mapping. Returns `None` if the field does not allow the value.
     fn check_scalar(&self, value: &RawValue) -> Option<Value> {
-        let quantity = || value.quantity().filter(|bytes| *bytes > Bytes::ZERO).map(Value::Amount);
+        let number = value.as_f64();
+        let positive = || quantity(value).filter(|bytes| *bytes > Bytes::ZERO).map(Value::Amount);
         match (&self.kind, value) {
-            (Kind::Choice(choices), RawValue::Text(text)) => {
+            (Kind::Choice(choices), RawValue::String(text)) => {
                 choices.iter().any(|choice| choice.value == text).then(|| Value::Word(text.clone()))
             }
             (Kind::Boolean, RawValue::Bool(value)) => Some(Value::Bool(*value)),
-            (Kind::Count { most }, RawValue::Number { value, .. }) => {
-                let is_allowed = value.fract() == 0.0 && (1.0..=f64::from(*most)).contains(value);
-                is_allowed.then_some(Value::Count(*value as u32))
+            (Kind::Count { most }, RawValue::Number(_)) => {
+                let is_allowed =
+                    |value: &f64| value.fract() == 0.0 && (1.0..=f64::from(*most)).contains(value);
+                number.filter(is_allowed).map(|value| Value::Count(value as u32))
             }
-            (Kind::Number(range), RawValue::Number { value, .. }) => {
-                range.contains(*value).then_some(Value::Number(*value))
+            (Kind::Number(range), RawValue::Number(_)) => {
+                number.filter(|value| range.contains(*value)).map(Value::Number)
             }
-            (Kind::Quantity { may_be_zero: true }, value) => value.quantity().map(Value::Amount),
-            (Kind::Quantity { .. }, _) => quantity(),
-            (Kind::QuantityOrAuto, RawValue::Text(text)) if text == AUTO => {
+            (Kind::Quantity { may_be_zero: true }, value) => quantity(value).map(Value::Amount),
+            (Kind::Quantity { .. }, _) => positive(),
+            (Kind::QuantityOrAuto, RawValue::String(text)) if text == AUTO => {
                 Some(Value::Word(AUTO.to_owned()))
             }
-            (Kind::QuantityOrAuto, _) => quantity(),
-            (Kind::QuantityOrShare, value) => value.share().map_or_else(quantity, |share| {
+            (Kind::QuantityOrAuto, _) => positive(),
+            (Kind::QuantityOrShare, value) => share(value).map_or_else(positive, |share| {
                 (1..=100).contains(&share).then_some(Value::Share(share))
             }),
-            (Kind::Duration, value) => value.duration().map(Value::Time),
-            (Kind::Cgroup, RawValue::Text(text)) => {
+            (Kind::Duration, value) => duration(value).map(Value::Time),
+            (Kind::Cgroup, RawValue::String(text)) => {
                 let is_allowed = !text.contains(':') && CgroupPath::of_parent(text).is_ok();
                 is_allowed.then(|| Value::Text(text.clone()))
             }
-            (Kind::Address, RawValue::Text(text)) => {
+            (Kind::Address, RawValue::String(text)) => {
                 text.parse::<SocketAddr>().is_ok().then(|| Value::Text(text.clone()))
             }
-            (Kind::Path, RawValue::Text(text)) => {
+            (Kind::Path, RawValue::String(text)) => {
                 let is_allowed = text.starts_with('/') && !text.contains('\0');
                 is_allowed.then(|| Value::Text(text.clone()))
             }

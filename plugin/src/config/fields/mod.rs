@@ -101,7 +101,7 @@ mod tests {
                 least.push(range.least.to_string());
                 return (inside, outside);
             }
-            Kind::Boolean => (&["true", "false"], &["yes", "1"]),
+            Kind::Boolean => (&["true", "false", "yes", "off"], &["1", "'true'"]),
             Kind::Quantity { may_be_zero: true } => (&["0", "1"], &["-1", "1GB"]),
             Kind::Quantity { .. } => (&["1", "1.5Gi"], &["0", "-1", "1GB"]),
             Kind::QuantityOrAuto => (&["auto", "1"], &["0", "Auto"]),

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use plimsoll_core::units::{Bytes, excerpt};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::memory_qos::{Conflict, MemoryQos};
+use crate::yaml;
 
 /// Default of the kubelet's hard eviction threshold for memory: 100Mi.
 pub(super) const DEFAULT_EVICTION: Bytes = Bytes::new(100 << 20);
@@ -34,14 +36,12 @@ impl KubeletReservations {
     /// Fails if the text is not YAML or if one of these fields is malformed. The error text is a
     /// whole sentence.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
-        let raw: Option<RawConfig> =
-            serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-                format!(
-                    "expected a KubeletConfiguration: {}",
-                    error.to_string().lines().next().unwrap_or_default()
-                )
-            })?;
+        let documents = yaml::values(text)
+            .map_err(|error| format!("line {}: expected {error}", error.place.line))?;
+        let raw: Option<RawConfig> = match documents.first() {
+            Some(value) => yaml::typed(value).map_err(|error| error.to_string())?,
+            None => None,
+        };
         let raw = raw.unwrap_or_default();
         let eviction = raw.eviction()?;
         Ok(Self {
@@ -91,9 +91,9 @@ impl Threshold {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct RawConfig {
-    system_reserved: Option<BTreeMap<String, Option<String>>>,
-    kube_reserved: Option<BTreeMap<String, Option<String>>>,
-    eviction_hard: Option<BTreeMap<String, Option<String>>>,
+    system_reserved: Option<BTreeMap<String, Value>>,
+    kube_reserved: Option<BTreeMap<String, Value>>,
+    eviction_hard: Option<BTreeMap<String, Value>>,
     merge_default_eviction_settings: Option<bool>,
     enforce_node_allocatable: Option<Vec<String>>,
     feature_gates: Option<BTreeMap<String, Option<bool>>>,
@@ -110,8 +110,8 @@ impl RawConfig {
         // The list in the configuration replaces the default list. If the configured list has no
         // memory.available, there is no threshold. With mergeDefaultEvictionSettings, the kubelet
         // adds the missing defaults.
-        match list.get("memory.available").and_then(Option::as_deref) {
-            Some(text) => Threshold::parse(text)
+        match list.get("memory.available").and_then(text) {
+            Some(text) => Threshold::parse(&text)
                 .map_err(|error| format!("evictionHard[\"memory.available\"]: {error}")),
             None if self.merge_default_eviction_settings == Some(true) => {
                 Ok(Threshold::Bytes(DEFAULT_EVICTION))
@@ -140,11 +140,20 @@ impl RawConfig {
     }
 }
 
+/// Returns a value as text. Returns `None` for null.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    }
+}
+
 /// Returns the memory in a list of reserved resources. `field` is the name of the list in errors.
-fn reserved(field: &str, list: Option<&BTreeMap<String, Option<String>>>) -> Result<Bytes, String> {
-    match list.and_then(|list| list.get("memory")?.as_deref()) {
+fn reserved(field: &str, list: Option<&BTreeMap<String, Value>>) -> Result<Bytes, String> {
+    match list.and_then(|list| text(list.get("memory")?)) {
         Some(text) => {
-            Bytes::from_quantity(text).map_err(|error| format!("{field}.memory: {error}"))
+            Bytes::from_quantity(&text).map_err(|error| format!("{field}.memory: {error}"))
         }
         None => Ok(Bytes::ZERO),
     }

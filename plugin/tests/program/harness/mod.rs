@@ -12,6 +12,7 @@ mod node;
 mod pod;
 mod records;
 mod runtime;
+mod yaml;
 
 pub use commands::{plimsoll, restore, start, status, status_json};
 pub use daemon::Daemon;
@@ -20,3 +21,4 @@ pub use http::get;
 pub use node::Node;
 pub use pod::{MIB, Pod, memory_limit, unified};
 pub use runtime::{Runtime, crio};
+pub use yaml::yaml;
