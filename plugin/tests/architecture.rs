@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
@@ -82,6 +83,8 @@ const MEDIAN_LINES: usize = 200;
 const MOST_LINES_OF_A_FUNCTION: usize = 60;
 /// Maximum number of columns of a line.
 const MOST_COLUMNS: usize = 100;
+/// Number of words in the name of a test. The module already names the subject.
+const WORDS_OF_A_TEST: RangeInclusive<usize> = 4..=7;
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -351,7 +354,7 @@ fn no_files_import_each_other() {
 }
 
 #[test]
-fn only_events_and_the_reconciler_write_to_cgroups() {
+fn only_listed_modules_write_to_cgroups() {
     let plugin = CRATES.iter().find(|of| of.sources == "plugin/src").unwrap();
     let sources = sources(plugin);
     let mut writers = BTreeSet::new();
@@ -400,6 +403,44 @@ fn files_functions_and_lines_are_short() {
          {MEDIAN_LINES}, {MOST_LINES_OF_A_FUNCTION} lines in a function and {MOST_COLUMNS} columns"
     );
     assert!(wrong.is_empty(), "{limits}\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn names_of_tests_have_the_right_length() {
+    let mut wrong = Vec::new();
+    let mut tests = 0;
+    for folder in ["plugin", "proto", "integration"] {
+        let files = WalkDir::new(repository().join(folder)).sort_by_file_name().into_iter();
+        let files = files.filter_entry(|file| file.file_name() != "target").map(Result::unwrap);
+        for file in files.filter(|file| file.path().extension().is_some_and(|kind| kind == "rs")) {
+            let text = fs::read_to_string(file.path()).unwrap();
+            let mut lines = text.lines().map(str::trim).zip(1..);
+            while let Some((line, _)) = lines.next() {
+                if line != "#[test]" && !line.starts_with("#[tokio::test") {
+                    continue;
+                }
+                let declaration = |(line, _): &(&str, usize)| is_function(line);
+                let Some((line, number)) = lines.find(declaration) else { continue };
+                let name = line.split_once("fn ").unwrap().1;
+                let name = name.split(['(', '<']).next().unwrap();
+                // A macro declares this test with a name of another file.
+                if name.starts_with('$') {
+                    continue;
+                }
+                tests += 1;
+                if !WORDS_OF_A_TEST.contains(&name.split('_').count()) {
+                    wrong.push(format!("{}:{number}: {name}", file.path().display()));
+                }
+            }
+        }
+    }
+    let expected = format!(
+        "expected {} to {} words in the name of a test",
+        WORDS_OF_A_TEST.start(),
+        WORDS_OF_A_TEST.end()
+    );
+    assert!(wrong.is_empty(), "{expected}\n{}", wrong.join("\n"));
+    assert!(tests > 700, "only {tests} tests are found");
 }
 
 /// Returns the first line and the length of each function that is too long.

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_bit_is_printed_as_a_number() {
+    fn an_unknown_bit_is_printed_in_hex() {
         assert_eq!(EventMask::from_bits_retain(1 << 20 | 1).to_string(), "RunPodSandbox,0x100000");
         assert_eq!(EventMask::empty().to_string(), "none");
     }

@@ -458,19 +458,19 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_fits_the_go_read_buffer_is_one_frame() {
+    fn messages_within_4096_bytes_form_one_frame() {
         assert_eq!(frame_lengths(&assemble(&[&message(0)])), [10]);
         assert_eq!(frame_lengths(&assemble(&[&message(4086)])), [4096]);
     }
 
     #[test]
-    fn a_larger_message_is_a_header_frame_and_one_payload_frame() {
+    fn larger_messages_become_header_and_payload_frames() {
         assert_eq!(frame_lengths(&assemble(&[&message(4087)])), [10, 4087]);
         assert_eq!(frame_lengths(&assemble(&[&message(4 << 20)])), [10, 4 << 20]);
     }
 
     #[test]
-    fn a_message_beyond_the_ttrpc_limit_is_refused() {
+    fn messages_above_the_ttrpc_limit_are_refused() {
         let mut assembler = Assembler::new(ConnId::Plugin);
         let error = assembler.push(&message((4 << 20) + 1)).expect_err("too long");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
@@ -478,7 +478,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_do_not_depend_on_how_the_messages_are_cut(
+        fn input_fragmentation_does_not_change_frames(
             lengths in prop::collection::vec(0_usize..9000, 1..4),
             cuts in prop::collection::vec(1_usize..5000, 1..40),
         ) {
@@ -499,7 +499,7 @@ mod tests {
         }
 
         #[test]
-        fn garbage_ends_the_trunk_with_a_reason_and_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn random_input_closes_the_trunk_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a tokio runtime");
             let closed = runtime.block_on(async move {
                 let (ours, mut theirs) = duplex(64);
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_at_one_end_is_read_at_the_other() {
+    async fn written_messages_arrive_at_the_other_end() {
         let (left, right) = duplex(1000);
         let (_left_mux, mut plugin, _runtime) = Mux::new(left);
         let (_right_mux, mut peer, _peer_runtime) = Mux::new(right);
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_oversize_frame_is_refused_before_any_of_it_is_read() {
+    async fn oversize_frames_are_refused_at_the_header() {
         let closed = closed_after(&[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]).await;
         assert_eq!(closed, Closed::Oversize { length: u32::MAX });
         assert_eq!(
@@ -562,13 +562,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_frame_for_an_unknown_connection_is_refused() {
+    async fn frames_for_unknown_connections_close_the_trunk() {
         let closed = closed_after(b"GET / HTTP/1.1").await;
         assert_eq!(closed, Closed::UnknownConnection { id: 0x4745_5420 });
     }
 
     #[tokio::test]
-    async fn a_close_within_a_frame_differs_from_one_between_frames() {
+    async fn only_closes_within_a_frame_report_truncation() {
         assert_eq!(closed_after(&[0, 0, 0, 1, 0, 0]).await, Closed::Truncated);
         assert_eq!(closed_after(&[0, 0, 0, 1, 0, 0, 0, 4, 1]).await, Closed::Truncated);
         assert_eq!(closed_after(&[0, 0, 0, 1, 0, 0, 0, 1, 1]).await, Closed::Peer);
@@ -591,7 +591,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_is_not_read_stops_the_trunk_instead_of_filling_memory() {
+    async fn an_unread_connection_pauses_the_trunk() {
         let (ours, mut theirs) = duplex(64);
         let (mux, mut plugin, _runtime) = Mux::new(ours);
         let mut frame = vec![0, 0, 0, 1, 0, 1, 0, 0];

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_of_nri_follows_from_the_runtime() {
+    fn runtime_name_and_version_determine_nri_version() {
         let infer = NriVersion::infer;
         assert_eq!(infer("containerd", "1.7.24~ds1"), Some(NriVersion(0, 6, 1)));
         assert_eq!(infer("containerd", "v1.7.30"), Some(NriVersion(0, 8, 0)));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_cut_to_what_the_version_knows() {
+    fn known_events_depend_on_the_version() {
         assert_eq!(NriVersion(0, 6, 1).events(), EventMask::first(11));
         assert_eq!(NriVersion(0, 9, 0).events(), EventMask::first(11));
         assert_eq!(NriVersion(0, 9, 1).events(), EventMask::first(13));

@@ -74,7 +74,7 @@ impl CustomizeCallback for Comments {
 }
 
 #[test]
-fn regenerating_from_nri_proto_gives_the_code_that_is_checked_in() {
+fn the_committed_code_matches_nri_proto() {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let proto = std::fs::read_to_string(package.join("nri.proto")).expect("nri.proto");
     let fresh = tempfile::tempdir().expect("a temporary directory");

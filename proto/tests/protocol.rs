@@ -273,7 +273,7 @@ fn version(nri_version: NriVersion) -> Options {
 }
 
 #[tokio::test]
-async fn events_reach_the_same_handler_from_every_version() {
+async fn every_nri_version_reaches_the_same_handlers() {
     for nri_version in [V0_6, NriVersion(0, 8, 0), NriVersion(0, 10, 0), V0_12] {
         let node = Node::new();
         let mut plugin = node.start();
@@ -336,7 +336,7 @@ async fn events_reach_the_same_handler_from_every_version() {
 }
 
 #[tokio::test]
-async fn an_unknown_runtime_gets_only_the_events_that_all_know() {
+async fn unknown_runtimes_get_only_common_events() {
     let node = Node::new();
     let _plugin = node.start();
     let options = Options { name: "frobnicator".into(), ..version(NriVersion(0, 8, 0)) };
@@ -345,7 +345,7 @@ async fn an_unknown_runtime_gets_only_the_events_that_all_know() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_wants_nothing_known_does_not_subscribe_to_everything() {
+async fn plugins_without_known_events_get_pod_removal() {
     let node = Node::new();
     let _plugin = node.start_with(EventMask::VALIDATE_CONTAINER_ADJUSTMENT, false);
     let (runtime, _updates) = node.accept(Options::default()).await;
@@ -353,7 +353,7 @@ async fn a_plugin_that_wants_nothing_known_does_not_subscribe_to_everything() {
 }
 
 #[tokio::test]
-async fn values_that_are_unknown_or_unset_are_tolerated() {
+async fn unknown_and_unset_values_are_tolerated() {
     let node = Node::new();
     let mut plugin = node.start();
     let (runtime, _updates) = node.accept(Options::default()).await;
@@ -389,7 +389,7 @@ async fn a_synchronization_in_parts_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_refusal_reaches_the_runtime_and_the_connection_stays() {
+async fn a_refusal_leaves_the_connection_open() {
     let node = Node::new();
     let _plugin = node.start();
     let (runtime, _updates) = node.accept(Options::default()).await;
@@ -400,7 +400,7 @@ async fn a_refusal_reaches_the_runtime_and_the_connection_stays() {
 }
 
 #[tokio::test]
-async fn a_panic_in_a_handler_is_answered_with_nothing() {
+async fn panicking_handlers_yield_empty_replies() {
     let node = Node::new();
     let _plugin = node.start();
     let (runtime, _updates) = node.accept(Options::default()).await;
@@ -411,7 +411,7 @@ async fn a_panic_in_a_handler_is_answered_with_nothing() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_is_made_again_and_synchronized_again() {
+async fn lost_connections_are_reopened_and_synchronized() {
     let node = Node::new();
     let mut plugin = node.start();
     for _ in 0..3 {
@@ -425,7 +425,7 @@ async fn a_lost_connection_is_made_again_and_synchronized_again() {
 }
 
 #[tokio::test]
-async fn a_plugin_may_ask_to_be_told_of_everything_anew() {
+async fn a_requested_reconnect_synchronizes_again() {
     let node = Node::new();
     let mut plugin = node.start();
     for _ in 0..2 {
@@ -461,7 +461,7 @@ async fn a_runtime_that_comes_later_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_runtime_that_never_answers_is_left_and_tried_again() {
+async fn silent_connections_are_closed_and_retried() {
     let node = Node::new();
     let _plugin = node.start();
     // This runtime accepts the connection, but does not answer the registration.
@@ -476,7 +476,7 @@ async fn a_runtime_that_never_answers_is_left_and_tried_again() {
 }
 
 #[tokio::test]
-async fn garbage_from_the_runtime_ends_the_connection_and_the_next_one_works() {
+async fn the_plugin_reconnects_after_garbage_input() {
     let node = Node::new();
     let _plugin = node.start();
     for garbage in [
@@ -492,7 +492,7 @@ async fn garbage_from_the_runtime_ends_the_connection_and_the_next_one_works() {
 }
 
 #[tokio::test]
-async fn a_plugin_that_the_runtime_forgot_registers_again() {
+async fn it_registers_again_after_refusing_synchronization() {
     // Before NRI 0.12, the connection stays open after a failed synchronization, but the runtime
     // sends no more events.
     let node = Node::new();
@@ -505,7 +505,7 @@ async fn a_plugin_that_the_runtime_forgot_registers_again() {
 }
 
 #[tokio::test]
-async fn a_handler_that_is_too_slow_is_answered_for_before_the_runtime_drops_the_plugin() {
+async fn hanging_handlers_yield_empty_replies_in_time() {
     let node = Node::new();
     let _plugin = node.start();
     let options = Options { request_timeout: Duration::from_millis(300), ..Options::default() };
@@ -517,7 +517,7 @@ async fn a_handler_that_is_too_slow_is_answered_for_before_the_runtime_drops_the
 }
 
 #[tokio::test]
-async fn a_synchronization_that_is_too_slow_makes_the_plugin_register_again() {
+async fn it_registers_again_after_slow_synchronization() {
     let node = Node::new();
     let _plugin = node.start();
     let options = Options { request_timeout: Duration::from_millis(300), ..Options::default() };
@@ -531,7 +531,7 @@ async fn a_synchronization_that_is_too_slow_makes_the_plugin_register_again() {
 }
 
 #[tokio::test]
-async fn a_refused_configuration_ends_the_plugin_and_does_not_fail_the_runtime() {
+async fn a_refused_configuration_ends_only_the_plugin() {
     let node = Node::new();
     let mut plugin = node.start_with(EVERYTHING, true);
     let (runtime, _updates) = node.accept(Options::default()).await;
@@ -570,7 +570,7 @@ async fn dropping_the_future_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn containers_are_updated_over_whatever_connection_there_is() {
+async fn updates_need_and_use_the_current_connection() {
     let node = Node::new();
     let mut plugin = node.start();
     assert_eq!(plugin.runtime.update_containers(vec![]).await, Err(UpdateError::NotConnected));
@@ -603,7 +603,7 @@ async fn containers_are_updated_over_whatever_connection_there_is() {
 }
 
 #[tokio::test]
-async fn an_update_under_way_ends_with_the_connection() {
+async fn a_pending_update_fails_on_disconnection() {
     let node = Node::new();
     let mut plugin = node.start();
     let (connection, mut updates) = node.accept(Options::default()).await;
@@ -617,7 +617,7 @@ async fn an_update_under_way_ends_with_the_connection() {
 }
 
 #[tokio::test]
-async fn updating_containers_within_an_event_is_refused_at_once() {
+async fn updates_within_an_event_are_refused() {
     let node = Node::new();
     let mut plugin = node.start();
     let (connection, _updates) = node.accept(Options::default()).await;
@@ -649,7 +649,7 @@ async fn many_concurrent_events_are_all_answered() {
 }
 
 #[test]
-fn an_identity_is_two_digits_and_a_name() {
+fn identities_require_two_digits_and_a_name() {
     for (index, name) in
         [("1", "a"), ("100", "a"), ("x1", "a"), ("", "a"), ("10", ""), ("10", "a b"), ("10", "a/b")]
     {

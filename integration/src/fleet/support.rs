@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_are_alike_are_one_row_with_each_case_counted_once() {
+    fn rows_merge_identical_nodes_and_repeated_cases() {
         let table = table(&[
             passed("a", "without", Driver::Systemd),
             passed("b", "as a service", Driver::Systemd),
@@ -292,7 +292,7 @@ mod tests {
     /// Debian's packages change, so the table has the exact versions from its last update. The
     /// cases in the table are also from its last update.
     #[test]
-    fn the_table_claims_no_runtime_and_driver_that_tests_do_not_run_on() {
+    fn documented_runtime_driver_pairs_are_all_known() {
         let document = fs::read_to_string(DOCUMENT).unwrap();
         let (before, after) = around(&document).unwrap();
         let table = &document[before.len() + BEGIN.len()..document.len() - after.len() - END.len()];

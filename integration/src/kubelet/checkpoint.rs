@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_checkpoint_has_the_checksum_that_go_computes() {
+    fn the_checksum_matches_a_known_go_value() {
         let mut entries = Map::new();
         entries.insert("a".to_owned(), json!(1));
         let checkpoint = checkpoint(&entries).unwrap();

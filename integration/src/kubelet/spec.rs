@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities_are_canonical() {
+    fn quantities_are_in_canonical_form() {
         for (bytes, text) in [
             (0, "0"),
             (1, "1"),

@@ -243,13 +243,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chain_leads_from_the_top_to_the_cgroup_itself() {
+    fn chain_lists_ancestors_topmost_first_then_itself() {
         assert_eq!(chain("a/b/c"), ["a", "a/b", "a/b/c"]);
         assert_eq!(chain("a"), ["a"]);
     }
 
     #[test]
-    fn script_waits_for_value_and_names_wrong_file() {
+    fn settling_waits_then_reports_the_wrong_file() {
         const SHORT: Duration = Duration::from_millis(100);
         const LONG: Duration = Duration::from_secs(30);
         let directory = tempfile::tempdir().unwrap();

@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sample_has_the_pod_and_the_container_while_that_is_there() {
+    fn incomplete_container_values_count_as_no_container() {
         let container = Some(Level { current: 4096, high: MAX, max: 8192 });
         assert_eq!(
             parse("7 0 8192 4096 max 8192").unwrap(),
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn kills_and_raises_are_where_the_numbers_grow() {
+    fn consecutive_kills_merge_and_decreases_are_ignored() {
         let sample = |(at, kills, pod_max)| Sample { at, kills, pod_max, container: None };
         let samples =
             [(1, 3, 60), (2, 3, 60), (3, 4, 60), (4, 5, 90), (5, 5, 80), (6, 5, 120), (7, 6, 120)]

@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_tests_are_not_in_the_key() {
+    fn comments_and_tests_leave_the_key_unchanged() {
         let key = |text| {
             let mut key = Key::default();
             key.add_source("a.rs", text);

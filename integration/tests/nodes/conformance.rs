@@ -29,7 +29,7 @@ macro_rules! conformance {
             use integration::runtime::{Driver, Runtime};
 
             #[test]
-            fn plugins_of_others_and_this_one_each_get_what_they_want() {
+            fn upstream_nri_plugins_work_beside_plimsoll() {
                 let plugin = Plugin::Installed(Mode::External, String::new());
                 on_node(Runtime::$runtime, Driver::$driver, &plugin, super::plugins_of_others);
             }
@@ -38,7 +38,7 @@ macro_rules! conformance {
             /// this test runs only with the feature `every-combination`.
             #[cfg(feature = "every-combination")]
             #[test]
-            fn the_tests_of_nri_that_cri_o_has_pass() {
+            fn crio_nri_tests_pass_beside_plimsoll() {
                 let plugin = Plugin::Installed(Mode::External, String::new());
                 on_node(Runtime::$runtime, Driver::$driver, &plugin, super::tests_of_nri);
             }

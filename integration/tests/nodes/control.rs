@@ -13,21 +13,21 @@ use integration::stories::pressure::{self, Contest, Left};
 use integration::{node_tests, stories};
 
 node_tests!(control: {
-    unified_values_of_the_request_reach_the_kernel,
+    requested_unified_values_reach_the_kernel,
 }, every: {
     the_runtime_answers_and_offers_nri,
 }, once: {
-    a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help,
-    a_resize_in_place_changes_limits_and_checkpoints,
-    every_class_gets_its_limit_and_nothing_else,
-    systemd_takes_back_what_was_written_to_a_file,
-    a_pod_is_limited_only_if_all_its_containers_are,
-    many_pods_are_made_and_removed_at_once,
-    the_workload_is_charged_for_what_it_does,
-    pods_that_use_more_than_the_node_has_take_it_from_the_system,
+    decreases_kill_and_increases_while_down_fail,
+    resizes_change_cgroup_limits_and_checkpoints,
+    every_qos_class_gets_only_its_limit,
+    systemd_overwrites_values_written_to_files,
+    one_unlimited_container_leaves_the_pod_unlimited,
+    pods_created_together_get_limits_and_disappear,
+    workload_memory_and_cache_are_charged,
+    pods_exhaust_the_node_and_system_cache,
     protection_needs_every_level,
-    a_container_protected_up_to_its_limit_is_killed_by_its_own_page_cache,
-    a_container_stands_at_memory_high_for_good,
+    page_cache_kills_containers_without_headroom,
+    memory_high_keeps_a_container_throttled,
 });
 
 fn the_runtime_answers_and_offers_nri(node: &Node, _: Driver) -> Result<()> {
@@ -49,7 +49,7 @@ fn the_runtime_answers_and_offers_nri(node: &Node, _: Driver) -> Result<()> {
     Ok(())
 }
 
-fn every_class_gets_its_limit_and_nothing_else(node: &Node, driver: Driver) -> Result<()> {
+fn every_qos_class_gets_only_its_limit(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let top = match driver {
         Driver::Systemd => "kubepods.slice",
@@ -96,7 +96,7 @@ fn every_class_gets_its_limit_and_nothing_else(node: &Node, driver: Driver) -> R
     Ok(())
 }
 
-fn a_pod_is_limited_only_if_all_its_containers_are(node: &Node, driver: Driver) -> Result<()> {
+fn one_unlimited_container_leaves_the_pod_unlimited(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let pod = kubelet.run_pod(
         PodSpec::new("mixed")
@@ -110,7 +110,7 @@ fn a_pod_is_limited_only_if_all_its_containers_are(node: &Node, driver: Driver) 
     Ok(())
 }
 
-fn unified_values_of_the_request_reach_the_kernel(node: &Node, driver: Driver) -> Result<()> {
+fn requested_unified_values_reach_the_kernel(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let container = ContainerSpec::new("c")
         .request(32 * MIB)
@@ -123,7 +123,7 @@ fn unified_values_of_the_request_reach_the_kernel(node: &Node, driver: Driver) -
     Ok(())
 }
 
-fn a_resize_in_place_changes_limits_and_checkpoints(node: &Node, driver: Driver) -> Result<()> {
+fn resizes_change_cgroup_limits_and_checkpoints(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let container = ContainerSpec::new("c").request(32 * MIB).limit(64 * MIB);
     let mut pod = kubelet.run_pod(PodSpec::new("resized").container(container))?;
@@ -146,7 +146,7 @@ fn a_resize_in_place_changes_limits_and_checkpoints(node: &Node, driver: Driver)
     Ok(())
 }
 
-fn the_workload_is_charged_for_what_it_does(node: &Node, driver: Driver) -> Result<()> {
+fn workload_memory_and_cache_are_charged(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let pod =
         kubelet.run_pod(PodSpec::new("busy").container(ContainerSpec::new("c").limit(96 * MIB)))?;
@@ -207,10 +207,7 @@ fn protection_needs_every_level(node: &Node, driver: Driver) -> Result<()> {
     Ok(())
 }
 
-fn a_container_protected_up_to_its_limit_is_killed_by_its_own_page_cache(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn page_cache_kills_containers_without_headroom(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     for (below, lives) in [(0, false), (2 * MIB, true)] {
         let container =
@@ -224,7 +221,7 @@ fn a_container_protected_up_to_its_limit_is_killed_by_its_own_page_cache(
     Ok(())
 }
 
-fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) -> Result<()> {
+fn systemd_overwrites_values_written_to_files(node: &Node, driver: Driver) -> Result<()> {
     let kubelet = Kubelet::start(node, driver)?;
     let (top, value) = (kubelet.top_cgroup(), 64 * MIB);
     let becomes = |script: &str, left| {
@@ -253,7 +250,7 @@ fn systemd_takes_back_what_was_written_to_a_file(node: &Node, driver: Driver) ->
     Ok(())
 }
 
-fn many_pods_are_made_and_removed_at_once(node: &Node, driver: Driver) -> Result<()> {
+fn pods_created_together_get_limits_and_disappear(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let two = PodSpec::new("two")
         .container(ContainerSpec::new("a").limit(32 * MIB))
@@ -283,10 +280,7 @@ fn many_pods_are_made_and_removed_at_once(node: &Node, driver: Driver) -> Result
     Ok(())
 }
 
-fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn decreases_kill_and_increases_while_down_fail(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let mut pod = stories::run_satisfied(&mut kubelet, node)?;
     // containerd reports success, or an error because the container is gone. CRI-O refuses the
@@ -331,7 +325,7 @@ fn a_cut_below_usage_kills_and_a_raise_of_what_is_down_does_not_help(
     kubelet.remove_pod(&pod)
 }
 
-fn a_container_stands_at_memory_high_for_good(node: &Node, driver: Driver) -> Result<()> {
+fn memory_high_keeps_a_container_throttled(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let app = ContainerSpec::new("app")
         .request(40 * MIB)
@@ -356,10 +350,7 @@ fn a_container_stands_at_memory_high_for_good(node: &Node, driver: Driver) -> Re
     Ok(())
 }
 
-fn pods_that_use_more_than_the_node_has_take_it_from_the_system(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn pods_exhaust_the_node_and_system_cache(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     // This number of pages is 32 MiB of page cache. The service in system.slice reads 40 MiB.
     let most = 8192;

@@ -16,23 +16,23 @@ use integration::runtime::{Driver, Runtime};
 // already on, `install` has less to do, so cases with NRI on need the feature `every-combination`.
 mod containerd_1_7 {
     integration::node_tests!(@driver Containerd17 cgroupfs Cgroupfs control [
-        it_is_installed_and_removed_without_a_trace;
-        it_is_upgraded_and_moved_without_a_gap
+        uninstall_and_failed_install_leave_no_trace;
+        upgrades_never_drop_protection_in_either_mode
     ]);
 }
 mod containerd_2_1 {
     integration::node_tests!(@driver Containerd21 systemd Systemd control [
-        ; it_is_installed_and_removed_without_a_trace it_is_upgraded_and_moved_without_a_gap
+        ; uninstall_and_failed_install_leave_no_trace upgrades_never_drop_protection_in_either_mode
     ]);
 }
 mod containerd_2_4 {
     integration::node_tests!(@driver Containerd24 cgroupfs Cgroupfs control [
-        ; it_is_installed_and_removed_without_a_trace it_is_upgraded_and_moved_without_a_gap
+        ; uninstall_and_failed_install_leave_no_trace upgrades_never_drop_protection_in_either_mode
     ]);
 }
 mod crio_1_36 {
     integration::node_tests!(@driver Crio136 systemd Systemd control [
-        it_is_installed_and_removed_without_a_trace it_is_upgraded_and_moved_without_a_gap;
+        uninstall_and_failed_install_leave_no_trace upgrades_never_drop_protection_in_either_mode;
     ]);
 }
 
@@ -220,7 +220,7 @@ fn clean_up(node: &Node, kubelet: &mut Kubelet, pod: &Pod) -> Result<()> {
     node.run("rm -rf /root/plimsoll /root/watch* /root/done /root/install*").map(|_| ())
 }
 
-fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> Result<()> {
+fn uninstall_and_failed_install_leave_no_trace(node: &Node, driver: Driver) -> Result<()> {
     let (mut kubelet, pod) = prepare(node, driver)?;
     let (before, values_before) = (traces(node)?, values(node, &pod)?);
     // A runtime does not remove its socket when NRI is switched off, so `prepare` has removed the
@@ -270,7 +270,7 @@ fn it_is_installed_and_removed_without_a_trace(node: &Node, driver: Driver) -> R
     clean_up(node, &mut kubelet, &pod)
 }
 
-fn it_is_upgraded_and_moved_without_a_gap(node: &Node, driver: Driver) -> Result<()> {
+fn upgrades_never_drop_protection_in_either_mode(node: &Node, driver: Driver) -> Result<()> {
     let (mut kubelet, pod) = prepare(node, driver)?;
     let (before, values_before) = (traces(node)?, values(node, &pod)?);
     install(node, "")?;

@@ -140,7 +140,7 @@ mod alone {
     use super::*;
 
     #[test]
-    fn a_cut_to_little_more_than_is_used_is_made_and_kills_later() {
+    fn a_tight_decrease_kills_later_without_plimsoll() {
         Cluster::with(&Plimsoll::Absent, |cluster| {
             apply(cluster, "stress.yaml", &["stress"]);
             let [pod, container] = cgroups(cluster, "stress");
@@ -176,8 +176,7 @@ mod plimsoll {
     use super::*;
 
     #[test]
-    fn what_a_pod_asks_for_is_in_the_kernel_and_follows_resizes_and_a_cut_that_would_kill_is_refused()
-     {
+    fn pod_values_follow_resizes_except_killing_decreases() {
         Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
             apply(cluster, "stress.yaml", &["stress"]);
             let [pod, container] = cgroups(cluster, "stress");
@@ -297,7 +296,7 @@ mod more {
 
         /// If the user changes only the pod-level limit, the kubelet does not check the usage.
         #[test]
-        fn a_cut_of_a_pods_own_limit_below_what_is_used_kills_at_once() {
+        fn pod_limit_below_usage_kills_without_plimsoll() {
             Cluster::with(&Plimsoll::Absent, |cluster| {
                 shared(cluster);
                 resize_shared(cluster, "115Mi");
@@ -316,7 +315,7 @@ mod more {
         use super::*;
 
         #[test]
-        fn raising_the_limit_of_a_container_that_is_down_ends_its_loop_of_kills() {
+        fn limit_increase_during_backoff_ends_crash_loop() {
             Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
                 let path = format!("{}/manifests/hungry.yaml", env!("CARGO_MANIFEST_DIR"));
                 cluster.kubectl(&["apply", "-f", &path]).unwrap();
@@ -366,7 +365,7 @@ mod more {
         /// With each update, a kubelet in its default configuration sends the kernel's default
         /// values of memory files.
         #[test]
-        fn resizes_of_cpu_leave_memory_to_the_policy() {
+        fn memory_values_survive_cpu_resizes_without_contention() {
             Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
                 apply(cluster, "stress.yaml", &["stress"]);
                 let [_, container] = cgroups(cluster, "stress");
@@ -395,7 +394,7 @@ mod more {
         }
 
         #[test]
-        fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_until_there_is_room() {
+        fn refused_pod_limit_decrease_succeeds_after_freeing() {
             Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
                 let pod = shared(cluster);
                 resize_shared(cluster, "115Mi");
@@ -415,8 +414,7 @@ mod more {
         }
 
         #[test]
-        fn pods_within_their_requests_live_and_the_node_stays_ready_where_the_others_use_more_than_there_is()
-         {
+        fn overcommit_kills_only_pods_above_their_requests() {
             const USE: [(&str, u64); 5] =
                 [("a", 150), ("b", 75), ("c", 640), ("d", 300), ("e", 300)];
             Cluster::with(&Plimsoll::Deployed(CONFIG), |cluster| {
@@ -474,7 +472,7 @@ mod more {
         }
 
         #[test]
-        fn nri_is_switched_on_where_it_was_off_by_the_pod_itself() {
+        fn the_init_container_enables_disabled_nri() {
             Cluster::with(&Plimsoll::EnablingNri(CONFIG), |cluster| {
                 let path =
                     "jsonpath={.items[0].status.initContainerStatuses[0].state.terminated.reason}";

@@ -15,9 +15,9 @@ use integration::probe::crictl;
 use integration::runtime::Driver;
 
 node_tests!(plugin: {}, once: {
-    running_containers_are_brought_back_after_a_restart,
+    restarts_repair_values_changed_while_stopped,
     a_changed_configuration_reaches_running_containers,
-    the_node_is_found_able_and_shown_with_its_containers,
+    doctor_passes_and_status_matches_the_kernel,
 });
 
 /// Tests whose results do not depend on whether systemd or the runtime starts the plugin.
@@ -28,9 +28,9 @@ mod values_of {
         every_class_gets_its_values,
     }, once: {
         requests_come_from_wherever_they_are_known,
-        a_resize_brings_the_values_that_go_with_it,
+        resizes_update_memory_min_and_high,
         observe_mode_changes_nothing_and_shows_all,
-        annotations_override_the_configuration_and_bad_ones_do_not,
+        only_valid_annotations_override_the_configuration,
     });
 }
 
@@ -184,10 +184,7 @@ fn requests_come_from_wherever_they_are_known(node: &Node, driver: Driver) -> Re
     Ok(())
 }
 
-fn annotations_override_the_configuration_and_bad_ones_do_not(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn only_valid_annotations_override_the_configuration(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let spec = |name: &str| PodSpec::new(name).container(app().request(32 * MIB).limit(96 * MIB));
     let pod = kubelet.run_pod(
@@ -216,7 +213,7 @@ fn holds(node: &Node, pod: &Pod, values: [(&'static str, u64); 3]) -> Result<()>
     cgroup::settle(node, "", &expected, Duration::ZERO, Duration::from_secs(60)).map(|_| ())
 }
 
-fn a_resize_brings_the_values_that_go_with_it(node: &Node, driver: Driver) -> Result<()> {
+fn resizes_update_memory_min_and_high(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let mut pod = kubelet
         .run_pod(PodSpec::new("resized").container(app().request(32 * MIB).limit(96 * MIB)))?;
@@ -274,7 +271,7 @@ fn a_changed_configuration_reaches_running_containers(node: &Node, driver: Drive
     Ok(())
 }
 
-fn running_containers_are_brought_back_after_a_restart(node: &Node, driver: Driver) -> Result<()> {
+fn restarts_repair_values_changed_while_stopped(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let pod = kubelet
         .run_pod(PodSpec::new("running").container(app().request(32 * MIB).limit(96 * MIB)))?;
@@ -384,7 +381,7 @@ fn unit(node: &Node, mode: Mode) -> &'static str {
     }
 }
 
-fn the_node_is_found_able_and_shown_with_its_containers(node: &Node, driver: Driver) -> Result<()> {
+fn doctor_passes_and_status_matches_the_kernel(node: &Node, driver: Driver) -> Result<()> {
     let program = placement::binary(mode(node)?);
     let mut kubelet = Kubelet::start(node, driver)?;
     let pod = kubelet

@@ -22,18 +22,18 @@ use integration::stories::{self, Random};
 node_tests!(external: {
     restore_takes_everything_back,
 }, once: {
-    every_ancestor_carries_the_sum_of_what_lives_below_it,
-    nothing_else_of_a_cgroup_changes_with_its_protection,
+    ancestor_protection_equals_the_sum_of_requests,
+    protection_leaves_other_cgroup_files_unchanged,
     values_outlast_systemd_and_other_writers,
     another_plugin_may_claim_the_same_key,
-    many_pods_come_and_go_and_every_sum_is_exact,
-    a_protected_container_keeps_its_working_set_under_pressure,
-    reserved_cgroups_are_protected_where_the_operator_names_them,
-    a_plugin_that_is_killed_again_and_again_converges,
+    sums_are_exact_after_random_pod_churn,
+    protection_keeps_the_working_set_under_pressure,
+    reserved_cgroups_follow_configuration_and_restore,
+    values_converge_after_repeated_plugin_kills,
     protection_never_exceeds_what_the_node_has,
-    a_guaranteed_container_survives_its_own_page_cache,
-    pods_that_use_more_than_the_node_has_are_killed_among_themselves,
-    a_writer_that_never_stops_is_reported_and_left_alone,
+    headroom_prevents_oom_kills_by_page_cache,
+    the_guard_confines_oom_kills_to_pods,
+    persistent_writers_are_reported_once_and_ignored,
 });
 
 /// Returns the default configuration.
@@ -170,10 +170,7 @@ fn file(cgroup: &str, name: &str) -> String {
     format!("{}/{cgroup}/{name}", cgroup::ROOT)
 }
 
-fn every_ancestor_carries_the_sum_of_what_lives_below_it(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn ancestor_protection_equals_the_sum_of_requests(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let check = |kubelet: &Kubelet<'_>, what: &str, policy, pods: &[Pod]| {
         settled(node, &format!("{driver}: {what}"), "", &expected(kubelet, policy, pods))
@@ -294,10 +291,7 @@ fn protection_never_exceeds_what_the_node_has(node: &Node, driver: Driver) -> Re
     )
 }
 
-fn a_protected_container_keeps_its_working_set_under_pressure(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn protection_keeps_the_working_set_under_pressure(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let contest = Contest::run(node, &mut kubelet)?;
     let files = expected(&kubelet, Policy::Hard, [&contest.protected, &contest.other]);
@@ -320,7 +314,7 @@ fn a_protected_container_keeps_its_working_set_under_pressure(
     Ok(())
 }
 
-fn a_guaranteed_container_survives_its_own_page_cache(node: &Node, driver: Driver) -> Result<()> {
+fn headroom_prevents_oom_kills_by_page_cache(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let pod = kubelet.run_pod(pressure::small_pod())?;
     settled(node, &format!("{driver}: headroom"), "", &expected(&kubelet, Policy::Hard, [&pod]))?;
@@ -419,7 +413,7 @@ fn values_outlast_systemd_and_other_writers(node: &Node, driver: Driver) -> Resu
     settled(node, &format!("{driver}: the kubelet's MemoryQoS"), &kubelet.qos_update(), &files)
 }
 
-fn nothing_else_of_a_cgroup_changes_with_its_protection(node: &Node, driver: Driver) -> Result<()> {
+fn protection_leaves_other_cgroup_files_unchanged(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     node.run("systemctl stop plimsoll")?;
     let pods = two_pods(&mut kubelet)?;
@@ -464,7 +458,7 @@ fn nothing_else_of_a_cgroup_changes_with_its_protection(node: &Node, driver: Dri
 const OTHERS: [&str; 6] =
     ["memory.high", "memory.max", "memory.swap.max", "cpu.max", "cpu.weight", "pids.max"];
 
-fn a_writer_that_never_stops_is_reported_and_left_alone(node: &Node, driver: Driver) -> Result<()> {
+fn persistent_writers_are_reported_once_and_ignored(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let pods = two_pods(&mut kubelet)?;
     let sum: u64 = pods.iter().map(Pod::live_request).sum();
@@ -604,7 +598,7 @@ fn leftovers(node: &Node) -> Result<String> {
     Ok(node.run(script)?.stdout)
 }
 
-fn many_pods_come_and_go_and_every_sum_is_exact(node: &Node, driver: Driver) -> Result<()> {
+fn sums_are_exact_after_random_pod_churn(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let seed = 20_260_000 + driver as u64;
     let pods = churn(&mut kubelet, &mut Random::new(seed), 3, 4)
@@ -624,7 +618,7 @@ fn many_pods_come_and_go_and_every_sum_is_exact(node: &Node, driver: Driver) -> 
     Ok(())
 }
 
-fn a_plugin_that_is_killed_again_and_again_converges(node: &Node, driver: Driver) -> Result<()> {
+fn values_converge_after_repeated_plugin_kills(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     // systemd restarts the plugin one second after a kill.
     node.run(
@@ -717,10 +711,7 @@ fn restore_takes_everything_back(node: &Node, driver: Driver) -> Result<()> {
     reached(node, &format!("{driver}: restore undone again"), "plimsoll restore --undo", &ours)
 }
 
-fn reserved_cgroups_are_protected_where_the_operator_names_them(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn reserved_cgroups_follow_configuration_and_restore(node: &Node, driver: Driver) -> Result<()> {
     let _kubelet = Kubelet::start(node, driver)?;
     let reserved = |bytes| [Expected::new("system.slice", "memory.min", bytes)];
     let configure = "systemReservedCgroup: /system.slice\nsystemReserved: {memory: 100Mi}\n";
@@ -735,10 +726,7 @@ fn reserved_cgroups_are_protected_where_the_operator_names_them(
     reached(node, &format!("{driver}: no longer reserved"), "systemctl daemon-reload", &reserved(0))
 }
 
-fn pods_that_use_more_than_the_node_has_are_killed_among_themselves(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn the_guard_confines_oom_kills_to_pods(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let kept = 400 * MIB;
     let line = (kubelet.capacity() - kept) / 4096 * 4096;

@@ -25,12 +25,12 @@ use tempfile::TempDir;
 mod containerd_2_1 {
     integration::node_tests!(@driver Containerd21 systemd Systemd control [
         the_debian_package_keeps_out_of_the_way_of_another_installation;
-        the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_nothing
+        the_package_protects_and_purge_leaves_nothing
     ]);
 }
 mod crio_1_36 {
     integration::node_tests!(@driver Crio136 systemd Systemd control [
-        the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_nothing;
+        the_package_protects_and_purge_leaves_nothing;
     ]);
 }
 
@@ -85,7 +85,7 @@ fn blob<'a>(image: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value) -> &'a [u8
 }
 
 #[test]
-fn packed_at_another_time_by_somebody_else_it_is_the_same() {
+fn another_umask_and_timezone_change_no_checksum() {
     let again = tempfile::tempdir().unwrap();
     // Pack with another umask, time zone and locale, from a copy of the program with other times
     // and permissions.
@@ -115,7 +115,7 @@ fn packed_at_another_time_by_somebody_else_it_is_the_same() {
 }
 
 #[test]
-fn the_program_needs_no_library_and_names_nobody_s_directories() {
+fn the_binary_is_static_without_build_paths() {
     let program = fs::read(placement::build().unwrap()).unwrap();
     let has = |text: &str| program.windows(text.len()).any(|window| window == text.as_bytes());
     let headers =
@@ -134,7 +134,7 @@ fn the_program_needs_no_library_and_names_nobody_s_directories() {
 }
 
 #[test]
-fn the_image_is_the_program_and_nothing_else() {
+fn the_image_contains_only_a_runnable_program() {
     assert!(fs::metadata(file(".oci.tar")).unwrap().len() < MOST);
     let image = image();
     let index = json(&image["index.json"]);
@@ -186,7 +186,7 @@ fn the_image_is_the_program_and_nothing_else() {
 }
 
 #[test]
-fn the_debian_package_has_all_that_a_node_wants() {
+fn the_deb_is_complete_without_dependencies() {
     let package = file(".deb");
     let field = |name| {
         said(Command::new("dpkg-deb").arg("--field").arg(&package).arg(name)).trim_end().to_owned()
@@ -231,10 +231,7 @@ fn reaches(node: &Node, cgroup: &str, min: u64, high: u64) -> Result<()> {
     cgroup::settle(node, "", &expected, Duration::ZERO, Duration::from_secs(60)).map(|_| ())
 }
 
-fn the_debian_package_protects_from_its_installation_to_its_removal_and_leaves_nothing(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn the_package_protects_and_purge_leaves_nothing(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let pod = kubelet.run_pod(
         PodSpec::new("shop").container(ContainerSpec::new("app").request(40 * MIB).limit(90 * MIB)),

@@ -17,18 +17,18 @@ use integration::runtime::Driver;
 use integration::stories::{self, Random};
 
 node_tests!(external: {
-    resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end,
+    latest_resizes_survive_plugin_and_runtime_restarts,
 }, every: {
-    a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused,
+    resizes_apply_unless_a_decrease_would_kill,
 }, once: {
-    a_limit_that_was_raised_while_the_container_was_down_saves_it,
-    an_update_that_makes_no_sense_harms_nobody,
-    a_cut_that_would_kill_may_be_deferred_until_it_fits,
-    a_container_that_grows_while_it_is_cut_lives,
-    a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling,
+    increases_during_downtime_prevent_another_oom_kill,
+    invalid_updates_leave_containers_unharmed,
+    a_deferred_decrease_applies_once_it_fits,
+    decreases_during_growth_cause_no_kills,
+    oom_rescue_raises_limits_to_the_ceiling,
     page_cache_makes_room_for_a_cut,
-    a_container_that_stands_at_memory_high_is_released,
-    containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be,
+    throttled_containers_are_temporarily_released,
+    concurrent_decreases_are_decided_per_container,
 });
 
 /// Time for which values must stay right.
@@ -41,10 +41,7 @@ fn config() -> String {
     "{}\n".to_owned()
 }
 
-fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn resizes_apply_unless_a_decrease_would_kill(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let mut pod = stories::run_satisfied(&mut kubelet, node)?;
     let id = pod.container("app")?.id.clone();
@@ -112,10 +109,7 @@ fn a_container_is_resized_up_and_down_and_a_cut_that_would_kill_is_refused(
     Ok(())
 }
 
-fn a_limit_that_was_raised_while_the_container_was_down_saves_it(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn increases_during_downtime_prevent_another_oom_kill(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let (pod, answer) = stories::run_oom_killed(&mut kubelet, node)?;
     assert!(answer.starts_with("ok"), "{answer}");
@@ -145,7 +139,7 @@ fn page_cache_makes_room_for_a_cut(node: &Node, driver: Driver) -> Result<()> {
     Ok(())
 }
 
-fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Driver) -> Result<()> {
+fn throttled_containers_are_temporarily_released(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     // With this factor memory.high has the same value as in the control group.
     let factor = (stories::MEMORY_HIGH - 40 * MIB) as f64 / (160 * MIB) as f64;
@@ -188,7 +182,7 @@ fn a_container_that_stands_at_memory_high_is_released(node: &Node, driver: Drive
     placement::configure(node, &config())
 }
 
-fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> Result<()> {
+fn decreases_during_growth_cause_no_kills(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     for pace in [4, 8, 16] {
         let app = ContainerSpec::new("app").request(64 * MIB).limit(250 * MIB);
@@ -204,10 +198,7 @@ fn a_container_that_grows_while_it_is_cut_lives(node: &Node, driver: Driver) -> 
     Ok(())
 }
 
-fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn concurrent_decreases_are_decided_per_container(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let names = ["idle", "busy", "cached"];
     let container = |name| ContainerSpec::new(name).limit(150 * MIB).cpu(1000);
@@ -268,7 +259,7 @@ fn containers_of_a_pod_are_cut_together_each_as_far_as_it_can_be(
     Ok(())
 }
 
-fn a_cut_that_would_kill_may_be_deferred_until_it_fits(node: &Node, driver: Driver) -> Result<()> {
+fn a_deferred_decrease_applies_once_it_fits(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     placement::configure(node, "shrink: defer\n")?;
     let pod = stories::run_satisfied(&mut kubelet, node)?;
@@ -309,10 +300,7 @@ fn stored_limit(node: &Node, container: &str) -> Result<u64> {
     limit.as_u64().with_context(|| format!("the stored limit is {limit}"))
 }
 
-fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn oom_rescue_raises_limits_to_the_ceiling(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let rescue = format!(
         "memoryThrottlingFactor: null\noomRescue: {{kills: 2, factor: 1.2, minimum: 20Mi, ceiling: {}}}\n",
@@ -358,10 +346,7 @@ fn a_container_in_an_oom_loop_is_given_more_up_to_the_ceiling(
     placement::configure(node, &config())
 }
 
-fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(
-    node: &Node,
-    driver: Driver,
-) -> Result<()> {
+fn latest_resizes_survive_plugin_and_runtime_restarts(node: &Node, driver: Driver) -> Result<()> {
     const CONTAINERS: usize = 6;
     let mut kubelet = Kubelet::start(node, driver)?;
     let name = |index: usize| format!("app-{index}");
@@ -432,7 +417,7 @@ fn resizes_at_once_and_in_a_row_are_what_is_stored_and_in_force_at_the_end(
     Ok(())
 }
 
-fn an_update_that_makes_no_sense_harms_nobody(node: &Node, driver: Driver) -> Result<()> {
+fn invalid_updates_leave_containers_unharmed(node: &Node, driver: Driver) -> Result<()> {
     let mut kubelet = Kubelet::start(node, driver)?;
     let app = ContainerSpec::new("app").request(32 * MIB).limit(100 * MIB);
     let mut pod = kubelet.run_pod(PodSpec::new("odd").container(app.clone()))?;

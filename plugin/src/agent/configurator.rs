@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn read_memory_takes_effect_and_keeps_the_configuration() {
+    async fn reading_memory_total_keeps_observe_mode() {
         let node = TestNode::new("");
         let (configurator, reader) = configurator(&node);
         let settings = || configurator.state.containers.settings();

@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_own_decrease_waits_for_the_users_update() {
+    async fn a_plugin_decrease_yields_to_user_updates() {
         let node = TestNode::new("");
         node.run("1", 200, 50);
         node.containers.on_phase("1", |phase| phase.announce(UpdateId::new(3)));
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_attempt_keeps_the_values_of_later_events() {
+    fn late_attempts_and_restores_keep_later_values() {
         let node = TestNode::new("");
         node.run("1", 200, 50);
         let path = format!("{POD}/1");

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_limit_that_fits_is_requested_once_prepared() {
+    async fn a_reachable_limit_is_prepared_then_requested() {
         let node = TestNode::new("");
         let container = node.run("1", 200, 50);
         let (settled, work) = try_limit(&node, Instant::now()).await;
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_limit_out_of_reach_leaves_the_container_alone() {
+    async fn an_unreachable_limit_leaves_memory_high_unchanged() {
         let node = TestNode::new("");
         node.run("1", 200, 150);
         assert_eq!(try_limit(&node, Instant::now()).await, (false, None));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_limit_is_given_up_after_its_timeout() {
+    async fn an_unreachable_limit_expires_after_its_timeout() {
         let node = TestNode::new("");
         node.run("1", 200, 150);
         let since = Instant::now();

@@ -222,7 +222,7 @@ mod tests {
 
     /// With paused time, tokio advances the clock as soon as every task waits for a timer.
     #[tokio::test(start_paused = true)]
-    async fn nothing_is_logged_at_rest_however_often_all_is_looked_at() {
+    async fn an_idle_node_logs_only_debug_lines() {
         let host = tempfile::tempdir().expect("a directory");
         let cgroup = "kubepods/burstable/podb/id-b";
         let root = host.path().join("sys/fs/cgroup");

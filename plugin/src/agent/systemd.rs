@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_in_flight_delays_only_its_cgroup() {
+    fn calls_in_flight_delay_only_their_cgroup() {
         let mut queue = Queue::default();
         queue.add(path("a"), values(1, None));
         assert_eq!(queue.pop().map(|(cgroup, _)| cgroup), Some(path("a")));

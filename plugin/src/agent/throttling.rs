@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stalled_container_is_released_after_the_deadline() {
+    async fn stalled_containers_are_released_at_the_deadline() {
         let mut stalled = Stalled::new();
         stalled.check_pods();
         tokio::time::advance(DEADLINE - Duration::from_secs(1)).await;
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_container_that_moves_again_is_not_released() {
+    async fn reduced_pressure_restarts_the_release_deadline() {
         let mut stalled = Stalled::new();
         stalled.check_pods();
         let pressure =

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recreated_cgroup_is_not_mistaken_for_the_removed_one() {
+    fn a_removed_cgroup_stays_gone_after_recreation() {
         let tree = Tree::new();
         tree.make("a", &[("memory.min", "1\n")]);
         let old = tree.cgroup("a").unwrap();

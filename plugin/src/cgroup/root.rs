@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_mounts_is_read_up_to_a_bound() {
+    fn mounts_beyond_the_read_bound_are_ignored() {
         let host = tempfile::tempdir().unwrap();
         let cgroups = host.path().join("sys/fs/cgroup");
         fs::create_dir_all(&cgroups).unwrap();

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_a_malformed_one_and_a_removed_cgroup_are_told_apart() {
+    fn malformed_unsupported_and_gone_are_different_errors() {
         let tree = Tree::new();
         tree.make("a", &[("memory.min", "many\n"), ("memory.low", &"9".repeat(100))]);
         let cgroup = tree.cgroup("a").unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_written_file_is_read_back_and_nothing_is_made_by_writing() {
+    fn writes_are_readable_but_create_no_file() {
         let tree = Tree::new();
         tree.make("a", &[("memory.min", "1048576\n"), ("memory.current", "8192\n")]);
         let cgroup = tree.cgroup("a").unwrap();
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_container_by_crun_the_scopes_protection_counts_and_the_lower_limit_of_both() {
+    fn inner_crun_cgroups_lower_only_the_limits() {
         let tree = Tree::new();
         let files = |high: &'static str| {
             [("memory.high", high), ("memory.swap.max", "8192\n"), ("memory.current", "1\n")]

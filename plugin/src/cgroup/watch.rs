@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn writes_and_cgroups_that_come_and_go_are_noticed() {
+    async fn writes_creations_and_removals_are_reported() {
         let tree = tempfile::tempdir().unwrap();
         fs::write(tree.path().join("cgroup.controllers"), "").unwrap();
         fs::create_dir(tree.path().join("a")).unwrap();

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_and_every_option_says_what_it_is_for() {
+    fn every_command_and_option_has_help_text() {
         let mut program = Cli::command();
         program.build();
         let commands: Vec<_> = program.get_subcommands().collect();

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn null_means_never_to_throttle_and_none_is_a_policy() {
+    fn null_factor_and_none_policy_mean_off() {
         for null in ["null", "~", ""] {
             let config =
                 parse(&format!("memoryThrottlingFactor: {null}\nmemoryReservationPolicy: None"))
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn every_error_is_reported_with_line_field_and_form() {
+    fn every_error_has_line_field_and_form() {
         let text = "\
 # comment
 memoryThrottlingFactor: 1.5
@@ -263,7 +263,7 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
     }
 
     #[test]
-    fn values_of_the_wrong_type_or_range_are_errors() {
+    fn values_of_wrong_type_or_range_fail() {
         for line in [
             "memoryThrottlingFactor: 0",
             "memoryThrottlingFactor: -0.5",
@@ -332,7 +332,7 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
     }
 
     #[test]
-    fn what_is_no_mapping_is_an_error_with_a_line() {
+    fn unusable_yaml_errors_name_file_and_expectation() {
         for text in [
             "- a\n- b",
             "text",
@@ -355,7 +355,7 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
     }
 
     #[test]
-    fn mistakes_before_a_syntax_error_are_reported_too() {
+    fn a_syntax_error_keeps_earlier_errors() {
         let error =
             parse("logLevel: loud\nnodeAllocatable: [1\nmemoryThrottlingFactor: 2\n").unwrap_err();
         assert!(error.starts_with("f.yaml:1: logLevel: expected error, warn"), "{error}");
@@ -363,7 +363,7 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_found_on_their_line() {
+    fn invalid_bytes_are_reported_with_their_line() {
         let errors = Config::parse(b"logLevel: info\n\xff", "f.yaml").unwrap_err();
         assert_eq!(errors.to_string(), "f.yaml:2: expected UTF-8 text, found byte 0xff");
     }
@@ -385,7 +385,7 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
     }
 
     #[test]
-    fn foreign_text_in_messages_stays_on_one_line() {
+    fn newlines_in_input_never_split_messages() {
         let error = parse("\"a\\nb\": \"c\\nd\"\nlogLevel: \"e\\nf\"").unwrap_err();
         assert_eq!(error.lines().count(), 2, "{error}");
     }
@@ -407,7 +407,7 @@ f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservation
         }
 
         #[test]
-        fn anything_like_yaml_is_a_configuration_or_errors(text in LIKE_CONFIGURATIONS) {
+        fn random_text_gives_one_line_per_error(text in LIKE_CONFIGURATIONS) {
             if let Err(errors) = Config::parse(text.as_bytes(), "f.yaml") {
                 prop_assert!(errors.to_string().lines().count() == errors.errors.len());
             }

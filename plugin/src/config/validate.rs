@@ -168,7 +168,7 @@ mod tests {
     use crate::config::testing::parse;
 
     #[test]
-    fn a_reserved_cgroup_without_its_amount_is_a_mistake_and_so_is_the_reverse() {
+    fn reserved_cgroups_and_amounts_require_each_other() {
         assert_eq!(
             parse("systemReservedCgroup: /system.slice\nkubeReserved: {memory: 1Gi}").unwrap_err(),
             "f.yaml:1: systemReservedCgroup: expected systemReserved beside it, found none\n\
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_from_pods_is_at_least_what_is_promised_beside_them() {
+    fn node_guard_below_the_reservations_is_refused() {
         let system = "systemReservedCgroup: /system.slice\nsystemReserved: {memory: 500Mi}\n";
         let kube = "kubeReservedCgroup: /kubelet.slice\nkubeReserved: {memory: 1Gi}\n";
         assert_eq!(
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rescue_is_off_unless_there_is_a_mapping() {
+    fn oom_rescue_accepts_null_or_valid_mapping() {
         assert_eq!(parse("oomRescue: null").unwrap().oom_rescue, None);
         assert_eq!(parse("oomRescue: {}").unwrap().oom_rescue, Some(OomRescue::default()));
         let share = parse("oomRescue: {ceiling: 25%}").unwrap().oom_rescue.unwrap();

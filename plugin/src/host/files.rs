@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_regular_files_within_the_bound_are_read() {
+    fn directories_and_oversized_files_are_refused() {
         let host = tempfile::tempdir().unwrap();
         let file = host.path().join("file");
         fs::write(&file, "text").unwrap();

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_levels_the_highest_is_this_nodes() {
+    fn only_the_highest_matching_level_is_found() {
         let (_tree, root) = tree(&["lxc/node/kubepods", "kubepods", "kubepods.slice"]);
         assert_eq!(paths(&find(&root).found), ["kubepods.slice", "kubepods"]);
     }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_of_too_many_is_an_error() {
+    fn searching_over_4096_cgroups_is_an_error() {
         let many: Vec<_> =
             (0..=MAX_SEARCHED).map(|number| format!("system.slice/{number}")).collect();
         let many: Vec<_> = many.iter().map(String::as_str).chain(["z/kubepods"]).collect();

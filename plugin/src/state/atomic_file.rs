@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_is_that_of_a_new_file() {
+    fn a_replaced_file_gets_the_default_mode() {
         let host = tempfile::tempdir().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         let [path, other] = ["brake", "other"].map(|name| host.path().join(name));

@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_during_a_decrease_keeps_the_original_high() {
+    fn original_high_survives_a_restart_during_decrease() {
         let node = TestNode::new("");
         let before = node.containers.insert(container("1", 100));
         node.containers.begin_decrease(&before, Party::User, limit(90));
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reconnection_keeps_what_the_runtime_cannot_know() {
+    fn a_reconnection_keeps_state_unknown_to_runtime() {
         for (asked, kept) in [(100, Some(limit(90))), (120, None)] {
             let TestNode { containers, .. } = &TestNode::new("");
             let before = containers.insert(container("1", 100));
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_of_a_removed_container_adds_no_container() {
+    fn updating_a_removed_container_adds_nothing() {
         let TestNode { containers, .. } = &TestNode::new("");
         let container = containers.insert(container("1", 100));
         containers.remove("1");
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_in_force_are_adopted_after_the_update_only() {
+    fn read_back_limits_wait_for_pending_updates() {
         let TestNode { containers, .. } = &TestNode::new("");
         containers.insert(container("1", 100));
         containers.on_phase("1", UpdatePhase::applied);

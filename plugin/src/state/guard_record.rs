@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_read_as_it_was_written_and_a_torn_one_is_none() {
+    fn a_record_round_trips_unless_truncated() {
         let host = tempfile::tempdir().unwrap();
         assert_eq!(load(host.path()), None);
         let record = GuardRecord {

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn unexplained_kills_belong_to_the_container_that_is_gone() {
+    fn unexplained_kills_belong_to_the_removed_container() {
         let mut pod = pod(&[("1", "app"), ("2", "other")]);
         let Rest::Of(killed) = pod.attribute_rest(counts(1, 0), &gone(&["1"])) else {
             panic!("one container is gone");
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn kills_of_one_of_two_are_of_an_unknown_container() {
+    fn two_removed_containers_leave_kills_unattributed() {
         let mut pod = pod(&[("1", "app"), ("2", "other")]);
         let Rest::Unknown { processes, might_be } =
             pod.attribute_rest(counts(3, 1), &gone(&["1", "2"]))
@@ -283,14 +283,14 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_without_a_container_waits_for_one_look() {
+    fn an_unattributed_kill_waits_for_one_check() {
         let mut pod = pod(&[("1", "app")]);
         assert!(matches!(pod.attribute_rest(counts(1, 0), &[]), Rest::Later));
         assert!(matches!(pod.attribute_rest(counts(1, 0), &[]), Rest::Unknown { .. }));
     }
 
     #[test]
-    fn a_limit_counts_as_reached_once_per_kill() {
+    fn a_reached_limit_explains_one_kill() {
         let mut pod = pod(&[("1", "app")]);
         assert!(pod.was_limit_reached(1, &[], 100), "the reached limit explains the kill");
         let killed = [pod.account("1".to_owned(), counts(1, 0)).unwrap()];
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_reached_without_a_kill_explains_no_later_kill() {
+    fn a_reached_limit_expires_without_a_kill() {
         for is_looked_at_between in [false, true] {
             let mut pod = pod(&[("1", "app")]);
             assert!(pod.was_limit_reached(1, &[], 100));

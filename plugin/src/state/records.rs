@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lookup_ends_while_the_files_are_closed() {
+    async fn a_lookup_times_out_while_files_hang() {
         let (records, directory) = records();
         write(&directory);
         let uid = PodUid::new(UID);

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_the_forms_of_yaml_1_1() {
+    fn numbers_follow_yaml_1_1() {
         for (text, value) in [
             ("0", json!(0)),
             ("-0", json!(0)),

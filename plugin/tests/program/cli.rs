@@ -51,7 +51,7 @@ spec:
 ";
 
 #[test]
-fn a_valid_configuration_is_shown_with_its_defaults() {
+fn check_shows_the_configuration_with_defaults() {
     let dir = TempDir::new().unwrap();
     let path = file(&dir, "p.conf", "memoryThrottlingFactor: 0.8\n");
     let ran = plimsoll(&["check", as_str(&path)], "");
@@ -73,7 +73,7 @@ fn a_valid_configuration_is_shown_with_its_defaults() {
 }
 
 #[test]
-fn every_mistake_in_a_configuration_is_reported_and_the_code_is_2() {
+fn check_reports_every_error_and_exits_2() {
     let dir = TempDir::new().unwrap();
     let path = file(&dir, "p.conf", "memoryThrottlingFactor: 2\n\nlogLevel: loud\n");
     let ran = plimsoll(&["check", as_str(&path)], "");
@@ -98,7 +98,7 @@ fn a_configuration_may_come_from_standard_input() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named() {
+fn errors_name_the_unreadable_file() {
     let ran = plimsoll(&["check", "/nonexistent/p.conf"], "");
     assert_eq!(ran.code, 2);
     assert_eq!(
@@ -111,7 +111,7 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn bad_usage_is_code_2_and_help_is_code_0() {
+fn bad_usage_exits_2_and_help_0() {
     for args in [
         &[][..],
         &["sail"],
@@ -137,7 +137,7 @@ fn bad_usage_is_code_2_and_help_is_code_0() {
 }
 
 #[test]
-fn a_pod_is_explained_with_values_reasons_and_a_drawing() {
+fn explain_shows_values_reasons_and_a_drawing() {
     let ran = plimsoll(&["explain", "-f", "-", "--node-allocatable", "8Gi"], POD);
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
     assert_eq!(
@@ -195,14 +195,14 @@ fn an_explanation_follows_the_configuration() {
 }
 
 #[test]
-fn without_a_given_allocatable_this_machine_is_asked_and_named() {
+fn explain_defaults_to_this_machines_allocatable() {
     let ran = plimsoll(&["explain", "-f", "-"], POD);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert!(ran.stdout.contains("of this machine, from"), "{}", ran.stdout);
 }
 
 #[test]
-fn a_manifest_that_is_no_good_is_code_2_and_names_the_place() {
+fn explain_names_the_invalid_manifest_field() {
     let dir = TempDir::new().unwrap();
     let path = file(&dir, "pod.yaml", &POD.replace("1Gi", "1GB"));
     let ran = plimsoll(&["explain", "-f", as_str(&path)], "");
@@ -215,7 +215,7 @@ fn a_manifest_that_is_no_good_is_code_2_and_names_the_place() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn a_closed_stdout_is_no_failure() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
         .args(["check", "-"])
         .stdin(Stdio::piped())
@@ -230,7 +230,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[test]
-fn a_node_that_cannot_run_the_plugin_is_code_1_and_told_what_to_do() {
+fn doctor_exits_1_with_advice_after_failures() {
     let host = TempDir::new().unwrap();
     let socket = host.path().join("nri.sock");
     let args = ["doctor", "--host", as_str(host.path()), "--socket", as_str(&socket)];
@@ -244,7 +244,7 @@ fn a_node_that_cannot_run_the_plugin_is_code_1_and_told_what_to_do() {
 }
 
 #[test]
-fn a_node_that_can_run_the_plugin_is_code_0_also_with_warnings_and_as_json() {
+fn doctor_exits_0_despite_warnings() {
     let host = TempDir::new().unwrap();
     std::fs::create_dir_all(host.path().join("sys/fs/cgroup")).unwrap();
     file(&host, "sys/fs/cgroup/cgroup.controllers", "memory\n");
@@ -284,7 +284,7 @@ fn a_node_that_can_run_the_plugin_is_code_0_also_with_warnings_and_as_json() {
 }
 
 #[test]
-fn manifests_are_checked_wherever_they_are_and_warnings_are_no_failure() {
+fn lint_searches_directories_and_tolerates_warnings() {
     let dir = TempDir::new().unwrap();
     std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
     file(&dir, "a/b/pod.yml", POD);
@@ -316,7 +316,7 @@ fn manifests_are_checked_wherever_they_are_and_warnings_are_no_failure() {
 }
 
 #[test]
-fn a_manifest_that_is_broken_fails_and_hides_nothing_of_the_others() {
+fn a_broken_manifest_hides_no_other_findings() {
     let dir = TempDir::new().unwrap();
     let broken = file(&dir, "broken.yaml", "kind: [\n");
     let pod = file(&dir, "pod.yaml", POD);
@@ -339,7 +339,7 @@ fn a_manifest_that_is_broken_fails_and_hides_nothing_of_the_others() {
 }
 
 #[test]
-fn a_check_of_manifests_without_any_is_bad_usage() {
+fn lint_without_manifests_is_bad_usage() {
     let dir = TempDir::new().unwrap();
     let ran = plimsoll(&["lint", as_str(dir.path())], "");
     assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
@@ -356,7 +356,7 @@ fn a_check_of_manifests_without_any_is_bad_usage() {
 }
 
 #[test]
-fn findings_come_as_json_and_as_sarif_with_paths_from_here() {
+fn lint_json_and_sarif_have_relative_paths() {
     let dir = TempDir::new().unwrap();
     file(&dir, "pod.yaml", POD);
     let lint = |path: &str, format: &str| -> serde_json::Value {
@@ -390,7 +390,7 @@ fn findings_come_as_json_and_as_sarif_with_paths_from_here() {
 }
 
 #[test]
-fn a_check_of_manifests_follows_the_configuration_and_not_this_machine() {
+fn lint_uses_the_configuration_not_this_machine() {
     let dir = TempDir::new().unwrap();
     let config = file(&dir, "p.conf", "memoryThrottlingFactor: 0.5\nnodeAllocatable: 4Gi\n");
     let pod = POD.replace(", limits: {memory: 1Gi}", "");
@@ -424,7 +424,7 @@ fn the_help_of_lint_names_every_rule() {
 }
 
 #[test]
-fn shells_are_told_how_to_complete_every_command() {
+fn shell_completions_contain_every_command() {
     let help = plimsoll(&["--help"], "").stdout;
     let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
     let commands: Vec<_> = commands.map_while(|line| line.split_whitespace().next()).collect();
@@ -438,7 +438,7 @@ fn shells_are_told_how_to_complete_every_command() {
 }
 
 #[test]
-fn every_command_has_a_manual_page_with_every_option() {
+fn manual_pages_list_every_command_and_option() {
     let help = plimsoll(&["--help"], "").stdout;
     let commands = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
     let commands: Vec<_> = commands.map_while(|line| line.split_whitespace().next()).collect();

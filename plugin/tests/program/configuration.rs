@@ -38,7 +38,7 @@ fn replaced(text: &str, start: &str, end: &str, new: &str) -> String {
 }
 
 #[test]
-fn the_default_file_is_the_output_of_config_default() {
+fn the_default_file_matches_config_default() {
     let output = Command::new(env!("CARGO_BIN_EXE_plimsoll")).args(["config", "default"]).output();
     let output = output.unwrap();
     assert!(output.status.success() && output.stderr.is_empty());
@@ -46,7 +46,7 @@ fn the_default_file_is_the_output_of_config_default() {
 }
 
 #[test]
-fn the_chart_has_the_schema_of_the_fields() {
+fn the_chart_schema_matches_the_fields() {
     let fields: Vec<_> = FIELDS.iter().filter(|field| field.is_in_chart).collect();
     let properties = fields.iter().map(|field| {
         let schema = serde_json::to_string_pretty(&schema(field)).unwrap();
@@ -117,7 +117,7 @@ fn schema(field: &Field) -> Value {
 }
 
 #[test]
-fn the_documentation_has_a_row_for_each_field() {
+fn the_documentation_table_matches_the_fields() {
     let mut rows = String::new();
     for field in FIELDS {
         row(&mut rows, field.name, field);

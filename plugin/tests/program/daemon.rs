@@ -30,8 +30,7 @@ async fn ends_with_its_runtime(node: &Node, daemon: &mut Daemon, runtime: &harne
 }
 
 #[tokio::test]
-async fn a_container_that_was_created_while_the_plugin_was_not_there_gets_its_values_when_it_starts()
- {
+async fn containers_first_seen_at_start_get_values() {
     let node = Node::new();
     node.checkpoint("actuated_pods_state", &[("late", "app", 32 * MIB)]);
     let _daemon = node.start();
@@ -54,7 +53,7 @@ async fn a_container_that_was_created_while_the_plugin_was_not_there_gets_its_va
 }
 
 #[tokio::test]
-async fn containers_of_each_class_get_their_values_at_create() {
+async fn each_qos_class_gets_values_at_create() {
     let node = Node::new();
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -81,7 +80,7 @@ async fn containers_of_each_class_get_their_values_at_create() {
 }
 
 #[tokio::test]
-async fn values_are_read_back_after_the_start_and_repaired_once() {
+async fn unapplied_values_are_repaired_keeping_swap_max() {
     let node = Node::new();
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -107,7 +106,7 @@ async fn values_are_read_back_after_the_start_and_repaired_once() {
 }
 
 #[tokio::test]
-async fn a_value_that_does_not_stay_is_left_after_some_attempts() {
+async fn ineffective_updates_are_reported_as_contended() {
     let node = Node::new();
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -128,7 +127,7 @@ async fn a_value_that_does_not_stay_is_left_after_some_attempts() {
 }
 
 #[tokio::test]
-async fn a_refused_update_of_one_container_does_not_keep_the_others_from_theirs() {
+async fn a_refused_update_blocks_no_other_container() {
     let node = Node::new();
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -162,7 +161,7 @@ async fn a_refused_update_of_one_container_does_not_keep_the_others_from_theirs(
 }
 
 #[tokio::test]
-async fn an_update_follows_the_new_limit_and_the_new_request() {
+async fn updates_use_the_new_limit_and_request() {
     let node = Node::new();
     let _daemon = node.start();
     let runtime = node.accept().await;
@@ -184,7 +183,7 @@ async fn an_update_follows_the_new_limit_and_the_new_request() {
 }
 
 #[tokio::test]
-async fn keys_that_are_no_longer_wanted_are_put_back_to_their_default() {
+async fn unneeded_values_are_reset_to_defaults() {
     let node = Node::new();
     let _daemon = node.start();
     let runtime = node.accept().await;
@@ -208,7 +207,7 @@ async fn keys_that_are_no_longer_wanted_are_put_back_to_their_default() {
 }
 
 #[tokio::test]
-async fn the_old_record_does_not_undo_an_update_that_the_kubelet_has_yet_to_write_down() {
+async fn a_stale_actuated_record_undoes_no_update() {
     let node = Node::new();
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -228,7 +227,7 @@ async fn the_old_record_does_not_undo_an_update_that_the_kubelet_has_yet_to_writ
 }
 
 #[tokio::test]
-async fn the_kernels_limit_counts_when_an_update_did_not_come_about() {
+async fn the_kernels_limit_decides_after_failed_updates() {
     let node = Node::new();
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -249,7 +248,7 @@ async fn the_kernels_limit_counts_when_an_update_did_not_come_about() {
 }
 
 #[tokio::test]
-async fn running_containers_are_brought_to_their_values_after_a_restart() {
+async fn running_containers_get_values_once_across_restarts() {
     let node = Node::new();
     node.checkpoint("actuated_pods_state", &[("b", "app", 100 * MIB)]);
     let pods = [
@@ -285,8 +284,7 @@ async fn running_containers_are_brought_to_their_values_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_the_kubelet_itself_sends_tells_the_request_and_is_overruled_once_the_container_runs()
-{
+async fn kubelet_values_reveal_requests_and_are_reset() {
     let node = Node::new();
     node.write(
         "plimsoll.yaml",
@@ -342,7 +340,7 @@ async fn annotations_are_honoured_and_bad_ones_reported() {
 }
 
 #[tokio::test]
-async fn nonsense_from_the_runtime_is_named_and_the_container_still_created() {
+async fn containers_with_invalid_data_are_still_created() {
     let node = Node::new();
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -409,7 +407,7 @@ async fn a_cgroup_that_vanishes_is_no_failure() {
 }
 
 #[tokio::test]
-async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
+async fn unreadable_checkpoints_fall_back_to_oom_scores() {
     let node = Node::new();
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -480,7 +478,7 @@ async fn checkpoints_that_are_torn_newer_or_huge_do_no_harm() {
 }
 
 #[tokio::test]
-async fn an_annotation_claims_no_more_than_the_oom_score_allows() {
+async fn the_oom_score_bounds_an_annotated_request() {
     let node = Node::new();
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -506,7 +504,7 @@ async fn an_annotation_claims_no_more_than_the_oom_score_allows() {
 }
 
 #[tokio::test]
-async fn a_changed_configuration_takes_effect_without_a_restart() {
+async fn configuration_changes_apply_without_restart() {
     let node = Node::new();
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -615,7 +613,7 @@ async fn signals_that_reload_others_end_nothing() {
 }
 
 #[tokio::test]
-async fn a_launched_plugin_and_what_waits_for_it_survive_hangup() {
+async fn launched_processes_survive_reload_signals() {
     let node = Node::new();
     let (mut daemon, trunk) = node.launch();
     let runtime = node.serve(trunk, Options::default()).await;
@@ -718,7 +716,7 @@ async fn a_configuration_directory_that_appears_is_watched() {
 }
 
 #[tokio::test]
-async fn node_allocatable_follows_a_kubelet_that_starts_later() {
+async fn a_later_kubelet_updates_node_allocatable() {
     let node = Node::new();
     node.write("plimsoll.yaml", "nodeAllocatable: auto\n");
     let mut daemon = node.start();
@@ -741,7 +739,7 @@ async fn node_allocatable_follows_a_kubelet_that_starts_later() {
 }
 
 #[tokio::test]
-async fn a_bad_configuration_at_the_start_is_exit_code_2_and_names_every_mistake() {
+async fn configuration_errors_at_start_exit_with_2() {
     let node = Node::new();
     node.write("plimsoll.yaml", "memoryThrottlingFactor: 0\nnodeAllocatable: lots\n");
     let mut daemon = node.start();
@@ -755,7 +753,7 @@ async fn a_bad_configuration_at_the_start_is_exit_code_2_and_names_every_mistake
 }
 
 #[tokio::test]
-async fn a_termination_signal_ends_it_with_exit_code_0() {
+async fn sigterm_leads_to_exit_code_0() {
     let node = Node::new();
     let mut daemon = node.start();
     let runtime = node.accept().await;
@@ -767,7 +765,7 @@ async fn a_termination_signal_ends_it_with_exit_code_0() {
 }
 
 #[tokio::test]
-async fn a_launched_plugin_takes_its_configuration_from_the_runtime() {
+async fn launched_plugins_use_the_runtimes_configuration() {
     let node = Node::new();
     let (_daemon, trunk) = node.launch();
     let config = "memoryThrottlingFactor: 0.5\nnodeAllocatable: 4Gi\n".to_owned();
@@ -781,7 +779,7 @@ async fn a_launched_plugin_takes_its_configuration_from_the_runtime() {
 }
 
 #[tokio::test]
-async fn a_launched_plugin_with_a_broken_configuration_registers_and_exits_with_2() {
+async fn misconfigured_launched_plugins_register_and_exit_2() {
     let node = Node::new();
     let (daemon, trunk) = node.launch();
     let config = "memoryThrottlingFactor: [\n".to_owned();
@@ -794,7 +792,7 @@ async fn a_launched_plugin_with_a_broken_configuration_registers_and_exits_with_
 }
 
 #[tokio::test]
-async fn a_launched_plugin_that_cannot_run_answers_the_runtime_before_it_gives_up() {
+async fn launched_plugins_without_cgroup_v2_register_first() {
     let node = Node::new();
     fs::remove_file(node.path("host/sys/fs/cgroup/cgroup.controllers")).unwrap();
     let (mut daemon, trunk) = node.launch();
@@ -816,7 +814,7 @@ fn launched_process(of: &Daemon) -> rustix::process::Pid {
 }
 
 #[tokio::test]
-async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket() {
+async fn dropped_launched_plugins_reconnect_over_the_socket() {
     let node = Node::new();
     let (mut daemon, trunk) = node.launch();
     let config = "nodeAllocatable: 4Gi\nmemoryThrottlingFactor: 0.5\n".to_owned();
@@ -842,7 +840,7 @@ async fn a_launched_plugin_that_is_dropped_and_killed_comes_back_over_the_socket
 }
 
 #[tokio::test]
-async fn a_plugin_launched_by_nri_0_6_comes_over_the_socket_to_be_synchronized() {
+async fn plugins_launched_by_nri_0_6_reconnect() {
     let node = Node::new();
     let (_daemon, trunk) = node.launch();
     let options = Options {
@@ -862,7 +860,7 @@ async fn a_plugin_launched_by_nri_0_6_comes_over_the_socket_to_be_synchronized()
 }
 
 #[tokio::test]
-async fn a_launched_plugin_waits_while_another_instance_runs() {
+async fn a_launched_plugin_waits_for_another_instance() {
     let node = Node::new();
     let mut external = node.start();
     let runtime = node.accept().await;
@@ -884,7 +882,7 @@ async fn a_launched_plugin_waits_while_another_instance_runs() {
 }
 
 #[test]
-fn a_node_without_cgroup_v2_is_exit_code_1() {
+fn run_without_cgroup_v2_exits_with_1() {
     let directory = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
         .args(["run", "--host", directory.path().to_str().unwrap()])
@@ -920,7 +918,7 @@ async fn told(manager: &UnixDatagram, text: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_service_is_ready_when_it_is_synchronized_and_says_what_it_waits_for() {
+async fn the_service_is_ready_once_synchronized() {
     let node = Node::new();
     let (daemon, manager) = service(&node);
     let runtime = node.accept().await;
@@ -943,7 +941,7 @@ async fn a_service_is_ready_when_it_is_synchronized_and_says_what_it_waits_for()
 }
 
 #[tokio::test]
-async fn a_loop_that_hangs_does_not_feed_the_watchdog() {
+async fn a_hanging_reconcile_task_stops_watchdog_messages() {
     let node = Node::new();
     let (_daemon, manager) = service(&node);
     let runtime = node.accept().await;
@@ -980,7 +978,7 @@ async fn a_loop_that_hangs_does_not_feed_the_watchdog() {
 }
 
 #[tokio::test]
-async fn a_launched_plugin_is_replaced_by_a_new_version_with_one_reconnection() {
+async fn usr2_replaces_a_launched_plugin_in_place() {
     let node = Node::new();
     let (mut daemon, trunk) = node.launch();
     let runtime = node.serve(trunk, Options::default()).await;

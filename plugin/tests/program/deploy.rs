@@ -189,7 +189,7 @@ async fn metrics_are_named_as_prometheus_has_it() {
 }
 
 #[tokio::test]
-async fn alerts_are_made_of_metrics_that_there_are() {
+async fn alerts_use_existing_metrics_and_labels() {
     // Container metrics are optional, so no alert may depend on them.
     let known = series(&metrics(false).await);
     promtool(&["check", "rules", deploy("alerts.yaml").to_str().unwrap()], "");
@@ -217,7 +217,7 @@ async fn alerts_are_made_of_metrics_that_there_are() {
 }
 
 #[tokio::test]
-async fn each_alert_fires_where_it_should_and_not_elsewhere() {
+async fn each_alert_fires_for_bad_instances_only() {
     let known = series(&metrics(true).await);
     promtool(&["test", "rules", deploy("alerts-test.yaml").to_str().unwrap()], "");
     let (rules, tests) = (yaml("alerts.yaml"), yaml("alerts-test.yaml"));
@@ -253,7 +253,7 @@ async fn each_alert_fires_where_it_should_and_not_elsewhere() {
 }
 
 #[tokio::test]
-async fn the_dashboard_is_made_of_metrics_that_there_are() {
+async fn dashboard_queries_use_existing_metrics_and_labels() {
     let known = series(&metrics(true).await);
     let dashboard = dashboard();
     let mut shown = BTreeSet::new();
@@ -319,7 +319,7 @@ async fn the_dashboard_is_made_of_metrics_that_there_are() {
 }
 
 #[tokio::test]
-async fn there_are_as_many_series_with_many_pods_as_with_few() {
+async fn more_pods_add_no_metric_series() {
     let (node, _daemon, runtime) = start("nodeAllocatable: 4Gi\n").await;
     let mut counts = Vec::new();
     for uid in ["a", "b", "c", "d", "e"] {
@@ -333,7 +333,7 @@ async fn there_are_as_many_series_with_many_pods_as_with_few() {
 
 /// Kustomize cannot insert a file into an object, so prometheusrule.yaml repeats alerts.yaml.
 #[test]
-fn the_operator_s_rule_has_the_alerts_of_alerts_yaml() {
+fn the_operator_rule_repeats_the_alerts_file() {
     let rule = fs::read_to_string(deploy("prometheusrule.yaml")).unwrap();
     let alerts = fs::read_to_string(deploy("alerts.yaml")).unwrap();
     let (head, _) = rule.split_once("\nspec:\n").unwrap();

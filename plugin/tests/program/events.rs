@@ -209,7 +209,7 @@ async fn refused(runtime: &Runtime, pod: &Pod) {
 }
 
 #[tokio::test]
-async fn what_happens_to_a_pod_is_one_event_of_it_that_counts_and_needs_no_other_right() {
+async fn rejections_share_one_event_with_minimal_rights() {
     let cluster = Cluster::start().await;
     let (node, _daemon, runtime) = cluster.plugin().await;
     let pod = cluster.pod("shop", 250 * MIB).await;
@@ -318,7 +318,7 @@ async fn events_of_observe_mode_are_marked() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_gone_keeps_nobody_waiting_and_hears_what_happens_when_it_is_back() {
+async fn an_api_server_outage_only_delays_events() {
     let mut cluster = Cluster::start().await;
     let (_node, mut daemon, mut runtime) = cluster.plugin().await;
     let pod = cluster.pod("shop", 250 * MIB).await;
@@ -347,7 +347,7 @@ async fn an_api_server_that_is_gone_keeps_nobody_waiting_and_hears_what_happens_
 }
 
 #[tokio::test]
-async fn names_and_annotations_that_are_meant_to_do_harm_do_none() {
+async fn hostile_names_corrupt_no_event_or_log() {
     let cluster = Cluster::start().await;
     let (_node, mut daemon, runtime) = cluster.plugin().await;
     let huge = "x".repeat(1 << 20);

@@ -271,8 +271,7 @@ async fn is_killed_at_write(nth: usize) -> bool {
 }
 
 #[tokio::test]
-async fn killed_at_any_write_the_plugin_loses_no_protection_finds_the_sums_and_gives_back_what_was()
-{
+async fn sigkill_at_any_write_loses_no_protection() {
     let next = AtomicUsize::new(1);
     let rounds = async || while is_killed_at_write(next.fetch_add(1, Ordering::Relaxed)).await {};
     tokio::join!(rounds(), rounds());
@@ -343,7 +342,7 @@ async fn passing_fault(
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_used_for_a_while_is_named_once_and_has_its_value_soon_after() {
+async fn temporary_errors_are_logged_once_and_retried() {
     let cases = [
         (KUBEPODS, "memory.min", "write", "EBUSY", "Device or resource busy"),
         (BURSTABLE, "memory.low", "write", "EINVAL", "Invalid argument"),
@@ -366,7 +365,7 @@ async fn a_file_that_cannot_be_used_for_a_while_is_named_once_and_has_its_value_
 }
 
 #[tokio::test]
-async fn cgroups_that_go_and_come_while_they_are_walked_do_no_harm() {
+async fn cgroups_recreated_during_walks_get_their_values() {
     let (node, _) = node();
     let mut daemon = node.start();
     let mut runtime = node.accept().await;
@@ -404,7 +403,7 @@ async fn cgroups_that_go_and_come_while_they_are_walked_do_no_harm() {
 }
 
 #[tokio::test]
-async fn with_a_full_disk_pods_get_their_values_and_it_is_said_what_will_not_be_known() {
+async fn a_full_disk_prevents_only_storing_originals() {
     let (node, root) = node();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
     let mut command = Command::new("unshare");

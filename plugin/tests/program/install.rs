@@ -304,7 +304,7 @@ impl Executor for Node {
 }
 
 #[test]
-fn nri_is_switched_on_beside_the_operators_file_which_stays() {
+fn enabling_nri_leaves_the_operators_file_unchanged() {
     let mut node = Node::new(OFF);
     node.install("new", InstallMode::External);
     assert_eq!(node.text("etc/containerd/config.toml"), OFF);
@@ -328,7 +328,7 @@ fn nri_is_switched_on_beside_the_operators_file_which_stays() {
 }
 
 #[test]
-fn a_directory_that_is_imported_anyway_gets_the_switch() {
+fn an_imported_directory_receives_the_nri_setting() {
     let config = "version = 2\nimports = ['conf.d/*.toml']\ndisabled_plugins = []\n";
     let mut node = Node::new(&format!("{config}{}", OFF.replace("version = 2\n", "")));
     node.install("new", InstallMode::External);
@@ -364,7 +364,7 @@ fn a_configuration_that_comes_later_counts_too() {
 }
 
 #[test]
-fn the_drop_in_counts_more_than_the_operators() {
+fn the_drop_in_outranks_an_operators_override() {
     let mut node = Node::new(OFF);
     let command =
         "[Service]\nExecStart=\nExecStart=/opt/containerd -config=/etc/containerd/config.toml\n";
@@ -381,7 +381,7 @@ fn the_drop_in_counts_more_than_the_operators() {
 }
 
 #[test]
-fn nri_alone_is_switched_on_for_a_plugin_that_comes_in_another_way() {
+fn nri_only_enables_nri_without_installing_plimsoll() {
     let mut node = Node::new(OFF);
     let plan = node.facts("").plan_nri().unwrap();
     node.execute(&plan).unwrap();
@@ -401,7 +401,7 @@ fn nri_alone_is_switched_on_for_a_plugin_that_comes_in_another_way() {
 }
 
 #[test]
-fn nri_alone_is_not_switched_on_where_nobody_could_connect() {
+fn nri_only_is_refused_without_usable_connections() {
     let refusal = |node: &Node| node.facts("").plan_nri().unwrap_err().to_string();
     for (key, found) in [
         ("disable_connections = true", "disable_connections"),
@@ -425,7 +425,7 @@ fn nri_alone_is_not_switched_on_where_nobody_could_connect() {
 }
 
 #[test]
-fn from_a_container_it_works_on_what_the_first_process_sees() {
+fn from_container_uses_the_init_mount_namespace() {
     // The first process sees neither systemd nor a runtime. The caller of the program sees systemd.
     let script =
         "mount -t tmpfs none /run; mkdir -p /run/systemd/system; \"$0\" install --nri-only $1";
@@ -461,7 +461,7 @@ fn crio_gets_a_drop_in() {
 }
 
 #[test]
-fn a_second_time_there_is_nothing_to_do_and_a_changed_configuration_stays() {
+fn reinstalling_does_nothing_and_keeps_the_configuration() {
     for mode in [InstallMode::External, InstallMode::Launched] {
         for config in [OFF, ON] {
             let mut node = Node::new(config);
@@ -500,7 +500,7 @@ fn an_upgrade_restarts_nothing_but_the_plugin() {
 }
 
 #[test]
-fn whoever_starts_it_there_is_never_more_than_one() {
+fn switching_modes_replaces_the_other_installation() {
     let mut node = Node::new(ON);
     node.install("new", InstallMode::External);
     node.install("new", InstallMode::Launched);
@@ -513,7 +513,7 @@ fn whoever_starts_it_there_is_never_more_than_one() {
 }
 
 #[test]
-fn of_programs_that_the_runtime_would_launch_one_is_left() {
+fn installing_leaves_only_one_launched_program() {
     let plugins = |node: &Node| {
         let entries = fs::read_dir(node.host().join("opt/nri/plugins")).unwrap().flatten();
         let mut names: Vec<_> =
@@ -603,7 +603,7 @@ fn each_step_may_fail(prepare: impl Fn() -> Node, plan_of: impl Fn(&Node) -> Pla
 }
 
 #[test]
-fn when_any_step_fails_all_before_it_is_undone() {
+fn a_failed_step_undoes_all_earlier_ones() {
     let installed = |config: &str, mode| {
         let mut node = Node::new(config);
         node.install("old", mode);
@@ -642,7 +642,7 @@ fn when_any_step_fails_all_before_it_is_undone() {
 }
 
 #[test]
-fn where_opt_is_a_symbolic_link_the_program_there_is_known_all_the_same() {
+fn a_program_behind_symlinked_opt_is_recognized() {
     let mut node = Node::new(ON);
     fs::remove_dir(node.host().join("opt")).unwrap();
     fs::create_dir_all(node.host().join("var/opt")).unwrap();
@@ -664,7 +664,7 @@ fn where_opt_is_a_symbolic_link_the_program_there_is_known_all_the_same() {
 }
 
 #[test]
-fn the_plugin_is_waited_for_until_it_says_that_it_is_synchronized() {
+fn waiting_ends_once_the_plugin_is_synchronized() {
     let host = tempfile::tempdir().unwrap();
     fs::create_dir_all(host.path().join("run/plimsoll")).unwrap();
     let socket = UnixListener::bind(host.path().join("run/plimsoll/plimsoll.sock")).unwrap();
@@ -692,7 +692,7 @@ fn the_plugin_is_waited_for_until_it_says_that_it_is_synchronized() {
 }
 
 #[test]
-fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
+fn without_connections_upgrades_restart_the_runtime() {
     for alone in ["disable_connections = true\n", "socket_path = '/run/other.sock'\n"] {
         let mut node = Node::new(&format!("{ON}{alone}"));
         node.install("old", InstallMode::Launched);
@@ -725,7 +725,7 @@ fn where_nobody_can_connect_the_runtime_is_restarted_to_launch_it() {
 }
 
 #[test]
-fn a_new_program_that_ends_at_its_start_is_taken_back() {
+fn an_upgrade_exiting_at_start_is_undone() {
     let mut node = Node::new(ON);
     node.install("old", InstallMode::Launched);
     let before = node.state();
@@ -738,7 +738,7 @@ fn a_new_program_that_ends_at_its_start_is_taken_back() {
 }
 
 #[test]
-fn where_not_all_was_given_back_what_tells_of_it_is_kept() {
+fn a_failed_restore_keeps_the_originals_file() {
     let mut node = Node::new(OFF);
     let plan = node.plan("new", InstallMode::External);
     let last = plan.steps.len() - 1;
@@ -756,7 +756,7 @@ fn where_not_all_was_given_back_what_tells_of_it_is_kept() {
 }
 
 #[test]
-fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
+fn unfixable_problems_are_refused_with_advice() {
     let refusal = |config: &str, mode| {
         Node::new(config).facts("new").plan_installation(mode).unwrap_err().to_string()
     };
@@ -833,7 +833,7 @@ fn what_no_file_of_ours_can_mend_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn what_came_with_a_package_is_used_and_stays() {
+fn package_files_are_used_and_left_unchanged() {
     let mut node = Node::new(ON);
     node.put(
         "usr/lib/systemd/system/plimsoll.service",
@@ -859,7 +859,7 @@ fn what_came_with_a_package_is_used_and_stays() {
 }
 
 #[test]
-fn a_masked_unit_of_the_package_is_refused() {
+fn a_masked_package_unit_prevents_external_mode() {
     let package = "usr/lib/systemd/system/plimsoll.service";
     let unit = "[Service]\nExecStart=/usr/bin/plimsoll run\n";
     for (mask, advice) in [
@@ -887,7 +887,7 @@ fn a_masked_unit_of_the_package_is_refused() {
 }
 
 #[test]
-fn the_link_that_a_removed_package_leaves_is_in_nobodys_way() {
+fn leftover_package_links_are_reused_or_removed() {
     let enabled = "etc/systemd/system/multi-user.target.wants/plimsoll.service";
     let left = || {
         let mut node = Node::new(ON);
@@ -916,7 +916,7 @@ fn the_link_that_a_removed_package_leaves_is_in_nobodys_way() {
 }
 
 #[test]
-fn what_was_installed_before_a_package_came_is_upgraded_and_removed() {
+fn later_packages_block_no_upgrade_or_removal() {
     let mut node = Node::new(ON);
     node.install("old", InstallMode::External);
     node.put(
@@ -932,7 +932,7 @@ fn what_was_installed_before_a_package_came_is_upgraded_and_removed() {
 }
 
 #[test]
-fn the_package_keeps_out_of_the_way_of_another_installation_only() {
+fn postinst_enables_only_without_another_installation() {
     let enables = |prepare: &dyn Fn(&Node)| {
         let node = Node::new(ON);
         prepare(&node);
@@ -956,7 +956,7 @@ fn the_package_keeps_out_of_the_way_of_another_installation_only() {
 }
 
 #[test]
-fn the_purge_of_the_package_leaves_the_link_of_another_installation() {
+fn purge_keeps_the_link_of_another_installation() {
     let node = Node::new(ON);
     let (called, _) = maintain(&node, "postrm", "purge");
     assert_eq!(called, "deb-systemd-helper purge plimsoll.service\n");
@@ -989,7 +989,7 @@ fn maintain(node: &Node, script: &str, action: &str) -> (String, String) {
 }
 
 #[test]
-fn the_removal_of_the_package_leaves_what_another_instance_protects() {
+fn prerm_restores_unless_another_instance_runs() {
     // Test doubles replace the commands that would act on this machine. A new file system replaces
     // /run.
     let prepare = "mount -t tmpfs none /run; mkdir -p /run/systemd/system /run/nri /run/plimsoll /run/bin; cd /run/bin; \
@@ -1037,7 +1037,7 @@ fn able() -> Node {
 }
 
 #[test]
-fn who_is_interrupted_between_steps_takes_back_what_was_done_and_no_more() {
+fn an_interruption_between_steps_undoes_earlier_ones() {
     let steps = Node::new(OFF).plan("new", InstallMode::External).steps.len();
     for at in 0..steps {
         let mut node = Node::new(OFF);
@@ -1057,7 +1057,7 @@ fn who_is_interrupted_between_steps_takes_back_what_was_done_and_no_more() {
 }
 
 #[test]
-fn who_is_interrupted_while_waiting_takes_all_back() {
+fn a_signal_during_a_wait_undoes_everything() {
     // The signal arrives while the program waits for a command, or for a listener at NRI's socket.
     for (signal, restart) in
         [(Signal::TERM, "exec sleep 60"), (Signal::HUP, "exec sleep 60"), (Signal::INT, "")]
@@ -1109,7 +1109,7 @@ fn who_is_interrupted_while_waiting_takes_all_back() {
 }
 
 #[test]
-fn without_a_word_of_consent_nothing_is_changed() {
+fn installing_without_consent_changes_nothing() {
     let node = able();
     let before = node.state();
     let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
@@ -1132,7 +1132,7 @@ fn without_a_word_of_consent_nothing_is_changed() {
 }
 
 #[test]
-fn an_undo_goes_on_after_its_terminal_is_gone() {
+fn an_undo_continues_without_its_terminal() {
     let node = able();
     // Each call of this `systemctl` fails without an effect if it cannot print to standard error.
     // The first restart of the runtime hangs until the user interrupts the program.

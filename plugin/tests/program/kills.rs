@@ -149,7 +149,7 @@ async fn asked(runtime: &mut Runtime, pod: &Pod) -> i64 {
 }
 
 #[tokio::test]
-async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
+async fn kills_are_attributed_and_counted_across_restarts() {
     let (node, mut daemon, runtime) = start("logLevel: debug\n").await;
     let mut pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
@@ -193,7 +193,7 @@ async fn a_kill_is_tied_to_its_container_and_counted_over_ids_and_restarts() {
 }
 
 #[tokio::test]
-async fn what_was_counted_before_the_plugin_first_came_is_nobodys_news() {
+async fn kills_before_the_first_start_are_ignored() {
     let node = Node::new();
     node.replace("plimsoll.yaml", RESCUE);
     let mut daemon = node.start();
@@ -211,7 +211,7 @@ async fn what_was_counted_before_the_plugin_first_came_is_nobodys_news() {
 }
 
 #[tokio::test]
-async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_ceiling() {
+async fn repeated_kills_raise_limits_to_the_ceiling() {
     let (node, mut daemon, runtime) = start(RESCUE).await;
     let mut pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
@@ -284,7 +284,7 @@ async fn a_container_that_is_killed_again_and_again_starts_with_more_up_to_the_c
 }
 
 #[tokio::test]
-async fn a_container_that_lives_on_gets_more_in_place_its_pod_first() {
+async fn surviving_containers_are_raised_after_their_pod() {
     let (_node, mut daemon, mut runtime) = start(RESCUE).await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
@@ -340,7 +340,7 @@ async fn observing_shows_a_raised_limit_as_rescued() {
 }
 
 #[tokio::test]
-async fn a_kill_counts_also_if_the_end_of_the_container_is_told_of_before_it_is_seen() {
+async fn a_simultaneous_stop_event_hides_no_kill() {
     let (_node, mut daemon, runtime) = start(RESCUE).await;
     let mut pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
@@ -361,7 +361,7 @@ async fn a_kill_counts_also_if_the_end_of_the_container_is_told_of_before_it_is_
 }
 
 #[tokio::test]
-async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
+async fn annotations_or_pod_limits_restrict_the_rescue() {
     let (node, mut daemon, runtime) = start(RESCUE).await;
     let off = Pod::new("burstable", "off", 100 * MIB).annotate("oom-rescue.plimsoll.nri.io", "off");
     let less = Pod::new("burstable", "less", 100 * MIB)
@@ -383,7 +383,7 @@ async fn who_does_not_want_it_or_is_not_to_have_it_keeps_its_limit() {
 }
 
 #[tokio::test]
-async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
+async fn a_percentage_ceiling_uses_unrequested_memory() {
     let config = "nodeAllocatable: 1Gi\nlogLevel: debug\noomRescue: {kills: 1, ceiling: 10%}\n";
     let (node, mut daemon, runtime) = start(config).await;
     for file in ["actuated_pods_state", "allocated_pods_state"] {
@@ -416,7 +416,7 @@ async fn a_share_is_of_what_the_requests_of_all_pods_leave_free() {
 }
 
 #[tokio::test]
-async fn a_kill_that_is_seen_half_counts_once() {
+async fn a_partially_seen_kill_counts_once() {
     let (node, daemon, runtime) = start(RESCUE).await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
@@ -436,7 +436,7 @@ async fn a_kill_that_is_seen_half_counts_once() {
 }
 
 #[tokio::test]
-async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
+async fn missing_or_replaced_files_lose_no_kill() {
     let (node, mut daemon, runtime) = start("logLevel: debug\n").await;
     let mut pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
@@ -466,7 +466,7 @@ async fn files_that_vanish_cost_no_kill_that_is_seen_later() {
 }
 
 #[tokio::test]
-async fn who_is_killed_for_the_nodes_sake_does_not_get_more_for_it() {
+async fn node_caused_kills_raise_no_limit() {
     let (node, mut daemon, runtime) =
         start("nodeAllocatable: 4Gi\nlogLevel: debug\noomRescue: {kills: 1}\n").await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
@@ -499,7 +499,7 @@ async fn what_the_user_asks_for_meanwhile_counts() {
 }
 
 #[tokio::test]
-async fn the_pods_limit_follows_a_raised_one_whatever_the_kubelet_adds_up() {
+async fn a_lowered_pod_limit_is_raised_again() {
     let (_node, mut daemon, mut runtime) = start(RESCUE).await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;
@@ -514,7 +514,7 @@ async fn the_pods_limit_follows_a_raised_one_whatever_the_kubelet_adds_up() {
 }
 
 #[tokio::test]
-async fn observing_drops_limits_that_wait_for_the_runtime() {
+async fn observe_mode_drops_unsent_raised_limits() {
     let (node, mut daemon, mut runtime) = start(RESCUE).await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     run(&runtime, &pod, 100 * MIB).await;

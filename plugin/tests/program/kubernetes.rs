@@ -260,7 +260,7 @@ fn pod(objects: &[Value]) -> Value {
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_strict_takes_every_object() {
+async fn a_strict_api_server_accepts_every_object() {
     let (server, client) = api_server().await;
     let everything = chart(&[&ALL[..], &["enableNRI=true"]].concat());
     let mut rendered = [kustomize(&["monitoring", "enable-nri"]), everything];
@@ -314,7 +314,7 @@ fn the_version_is_the_same_everywhere() {
 }
 
 #[test]
-fn the_chart_hands_every_field_of_the_configuration_over() {
+fn the_chart_passes_every_field_except_kubeconfig() {
     let whole = json!({
         "mode": "observe", "raisePodLimits": true, "repair": false,
         "brake": { "repairs": 7, "conflicts": 6, "kills": 5, "window": "1m" },
@@ -340,7 +340,7 @@ fn the_chart_hands_every_field_of_the_configuration_over() {
 }
 
 #[test]
-fn the_chart_refuses_what_is_misspelt_and_what_makes_no_sense() {
+fn the_chart_rejects_misspelt_and_invalid_values() {
     for (value, complaint) in [
         ("imagePullPolicy=\"Always\"", "imagePullPolicy"),
         ("image.tag=1.0", "tag"),
@@ -404,7 +404,7 @@ fn metrics(objects: &[Value]) -> (Option<SocketAddr>, &Value) {
 }
 
 #[test]
-fn no_port_is_open_on_the_node_unless_somebody_is_to_scrape_metrics() {
+fn metrics_ports_open_only_when_requested() {
     for objects in [kustomize(&[]), chart(&[]), chart(&["config.metricsAddress=null"])] {
         assert_eq!(metrics(&objects), (None, &Value::Null));
     }
@@ -425,7 +425,7 @@ fn no_port_is_open_on_the_node_unless_somebody_is_to_scrape_metrics() {
 }
 
 #[test]
-fn the_pod_is_ready_where_the_plugin_is_and_lives_where_it_answers() {
+fn the_status_probes_fail_without_a_plugin() {
     let objects = kustomize(&[]);
     let container = &of_kind(&objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0];
     let node = tempfile::tempdir().unwrap();
@@ -442,7 +442,7 @@ fn the_pod_is_ready_where_the_plugin_is_and_lives_where_it_answers() {
 }
 
 #[test]
-fn nri_is_switched_on_by_the_same_image_where_that_is_wanted_and_nothing_else_is_privileged() {
+fn only_the_nri_init_container_is_privileged() {
     for objects in [kustomize(&["enable-nri"]), chart(&["enableNRI=true"])] {
         let pod = &of_kind(&objects, "DaemonSet")["spec"]["template"]["spec"];
         let [first] = pod["initContainers"].as_array().unwrap().as_slice() else {
@@ -471,7 +471,7 @@ fn nri_is_switched_on_by_the_same_image_where_that_is_wanted_and_nothing_else_is
 }
 
 #[test]
-fn the_kubelets_directory_may_be_elsewhere_on_the_node() {
+fn custom_kubelet_directories_keep_the_mount_path() {
     let objects = chart(&["kubeletDirectory=\"/var/lib/k0s/kubelet\""]);
     let pod = &of_kind(&objects, "DaemonSet")["spec"]["template"]["spec"];
     let of = |list: &Value| {
@@ -482,7 +482,7 @@ fn the_kubelets_directory_may_be_elsewhere_on_the_node() {
 }
 
 #[test]
-fn the_notes_of_the_chart_say_the_mode() {
+fn the_notes_state_the_configured_mode() {
     let chart = deploy("helm/plimsoll");
     let notes = |mode: &str| {
         let output = helm(&[
@@ -511,7 +511,7 @@ fn the_notes_of_the_chart_say_the_mode() {
 }
 
 #[test]
-fn two_releases_of_the_chart_have_nothing_of_each_other() {
+fn two_releases_share_no_names_or_selectors() {
     let chart = deploy("helm/plimsoll");
     let release = |name| {
         let mut arguments = vec!["template", name, chart.to_str().unwrap(), "--namespace", "nodes"];
@@ -557,7 +557,7 @@ fn bring(volume: &Path, generation: &str, config: &str) {
 }
 
 #[tokio::test]
-async fn a_changed_configmap_takes_effect_and_a_mistaken_one_does_not() {
+async fn configmap_changes_apply_unless_invalid() {
     let node = Node::new();
     let volume = node.path("config");
     bring(&volume, "..2026_1", "nodeAllocatable: 4Gi\n");

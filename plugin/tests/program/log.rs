@@ -31,7 +31,7 @@ async fn refuse(runtime: &Runtime, pod: &Pod, limit: i64) {
 }
 
 #[tokio::test]
-async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
+async fn json_format_logs_one_object_per_line() {
     let node = Node::new();
     node.replace("plimsoll.yaml", CONFIG);
     let config = node.path("plimsoll.yaml");
@@ -94,7 +94,7 @@ async fn messages_are_json_on_request_one_object_a_line_with_the_same_fields() {
 }
 
 #[tokio::test]
-async fn a_fatal_error_has_the_format_of_the_log() {
+async fn a_fatal_error_is_one_log_line() {
     let node = Node::new();
     node.replace("plimsoll.yaml", "logLevel: loud\n");
     let config = node.path("plimsoll.yaml");
@@ -155,7 +155,7 @@ async fn entry(journal: &UnixDatagram, text: &'static str) -> BTreeMap<String, S
 }
 
 #[tokio::test]
-async fn the_journal_has_the_fields_in_the_line_and_beside_it() {
+async fn journal_entries_contain_message_and_separate_fields() {
     for standard_error in [NOWHERE, TO_JOURNAL] {
         let node = Node::new();
         node.replace("plimsoll.yaml", CONFIG);
@@ -201,7 +201,7 @@ async fn the_journal_has_the_fields_in_the_line_and_beside_it() {
 }
 
 #[tokio::test]
-async fn who_does_not_read_messages_holds_up_neither_answers_nor_the_end() {
+async fn unread_logs_delay_no_answer_or_exit() {
     for standard_error in [NOWHERE, TO_FULL_PIPE, TO_JOURNAL] {
         let node = Node::new();
         node.replace("plimsoll.yaml", CONFIG);
@@ -231,7 +231,7 @@ async fn who_does_not_read_messages_holds_up_neither_answers_nor_the_end() {
 }
 
 #[tokio::test]
-async fn what_ends_it_reaches_the_journal_also_if_it_ends_before_that_looks_whose_it_is() {
+async fn configuration_errors_reach_journal_or_standard_error() {
     let mistaken = || {
         let node = Node::new();
         node.replace("plimsoll.yaml", "logLevel: loud\n");

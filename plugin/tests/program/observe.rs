@@ -423,7 +423,7 @@ async fn run_counted(daemon: &mut Daemon, runtime: &Runtime) -> Pod {
 }
 
 #[tokio::test]
-async fn doctor_tells_the_mode_of_the_plugin_that_runs() {
+async fn doctor_reports_the_running_plugins_mode() {
     // The plugin runs with a configuration file that `doctor` does not know.
     let (node, mut daemon, _runtime) = start(OBSERVE).await;
     daemon.says("mode is observe").await;
@@ -479,7 +479,7 @@ async fn switching_to_observe_restores_first() {
 }
 
 #[tokio::test]
-async fn switching_to_observe_names_limits_that_stay_raised() {
+async fn switching_to_observe_reports_limits_left_raised() {
     let (node, mut daemon, runtime) =
         start("nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nlogLevel: debug\n").await;
     let pod = run_pod(&runtime).await;
@@ -596,7 +596,7 @@ async fn too_many_repairs_apply_the_brake() {
 }
 
 #[tokio::test]
-async fn a_decrease_is_not_judged_where_all_are_allowed() {
+async fn shrink_allow_accepts_decreases_below_usage() {
     let (_node, mut daemon, runtime) =
         start("nodeAllocatable: 4Gi\nlogLevel: debug\nshrink: allow\n").await;
     let pod = run_pod(&runtime).await;
@@ -612,7 +612,7 @@ async fn a_decrease_is_not_judged_where_all_are_allowed() {
 }
 
 #[tokio::test]
-async fn a_pods_own_decrease_is_only_reported_while_observing() {
+async fn observe_mode_only_reports_pod_limit_decreases() {
     let node = Node::new();
     checkpoint(&node);
     node.replace("plimsoll.yaml", OBSERVE);
@@ -643,7 +643,7 @@ async fn a_pods_own_decrease_is_only_reported_while_observing() {
 }
 
 #[tokio::test]
-async fn a_throttled_container_is_left_without_a_deadline() {
+async fn a_null_deadline_releases_no_throttled_container() {
     let config = |deadline: &str| {
         format!("nodeAllocatable: 4Gi\nmemoryMinHeadroom: 0\nthrottleDeadline: {deadline}\n")
     };
@@ -727,7 +727,7 @@ async fn the_brake_stays_applied_without_its_record() {
 }
 
 #[tokio::test]
-async fn a_brake_that_was_reset_is_applied_again() {
+async fn a_reset_brake_is_applied_again() {
     let (node, mut daemon, mut runtime) = start(ONE_REPAIR).await;
     let pod = run_pod(&runtime).await;
     daemon.says("verified").await;
@@ -800,7 +800,7 @@ async fn node_kills_are_counted(node: &Node, count: u32) {
 }
 
 #[tokio::test]
-async fn too_many_kills_by_the_guard_apply_the_brake() {
+async fn excessive_guard_kills_apply_the_brake() {
     let (node, mut daemon, runtime) = start(ONE_KILL).await;
     runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
     let pod = run_with_a_kill(&mut daemon, &runtime).await;
@@ -811,7 +811,7 @@ async fn too_many_kills_by_the_guard_apply_the_brake() {
 }
 
 #[tokio::test]
-async fn kills_for_want_of_memory_on_the_whole_node_apply_no_brake() {
+async fn node_wide_kills_apply_no_brake() {
     let (node, mut daemon, runtime) = start(ONE_KILL).await;
     runtime.holds("kubepods", "memory.max", 7168 * MIB).await;
     let pod = run_with_a_kill(&mut daemon, &runtime).await;
@@ -845,7 +845,7 @@ async fn kills_before_the_start_apply_no_brake() {
 }
 
 #[tokio::test]
-async fn kills_while_the_guard_waits_apply_no_brake() {
+async fn kills_during_guard_deferral_apply_no_brake() {
     let node = node(ONE_KILL);
     let kubepods = node.path("host/sys/fs/cgroup/kubepods");
     fs::write(kubepods.join("memory.current"), format!("{}\n", 8192 * MIB)).unwrap();
@@ -863,7 +863,7 @@ async fn kills_while_the_guard_waits_apply_no_brake() {
 }
 
 #[tokio::test]
-async fn observing_reports_no_rescue_above_a_pods_own_limit() {
+async fn pod_level_limits_prevent_observed_rescues() {
     let (node, mut daemon, runtime) =
         start(&format!("{OBSERVE}oomRescue: {{kills: 2, ceiling: 1Gi}}\n")).await;
     node.checkpoint_with_pod_limit("b", "64Mi", "100Mi", "150Mi");

@@ -39,7 +39,7 @@ fn burstable(node: &Node, uid: &str, request: i64) -> Pod {
 /// The test reads the files as soon as the plugin has answered, so the plugin must write the files
 /// before it answers.
 #[tokio::test]
-async fn a_container_is_in_every_ancestor_before_it_is_created_and_in_none_once_it_has_ended() {
+async fn ancestors_include_containers_from_create_to_stop() {
     let (node, _daemon, runtime) = start().await;
     let low = burstable(&node, "b", 100 * MIB).overhead(10 * MIB);
     runtime.make_cgroup(&low);
@@ -73,7 +73,7 @@ async fn a_container_is_in_every_ancestor_before_it_is_created_and_in_none_once_
 }
 
 #[tokio::test]
-async fn the_tiered_policy_protects_softly_below_and_firmly_at_the_top() {
+async fn tiered_reservation_gives_burstable_only_memory_low() {
     let (node, mut daemon, runtime) = start().await;
     node.replace(
         "plimsoll.yaml",
@@ -97,7 +97,7 @@ async fn the_tiered_policy_protects_softly_below_and_firmly_at_the_top() {
 }
 
 #[tokio::test]
-async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
+async fn ancestors_rise_before_updates_and_fall_afterwards() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
     run(&runtime, &mut daemon, &pod).await;
@@ -127,7 +127,7 @@ async fn an_ancestor_is_raised_before_an_update_and_lowered_after_it() {
 }
 
 #[tokio::test]
-async fn more_than_the_node_has_is_shared_and_reported_and_nobody_refused() {
+async fn claims_above_allocatable_are_shared_and_reported() {
     let (_node, mut daemon, runtime) = start().await;
     // The requests of the pods add up to 6 GiB, and node allocatable is 4 GiB.
     let pods = ["a", "b", "c"].map(|uid| Pod::new("guaranteed", uid, 2048 * MIB));
@@ -155,7 +155,7 @@ async fn more_than_the_node_has_is_shared_and_reported_and_nobody_refused() {
 }
 
 #[tokio::test]
-async fn what_somebody_else_writes_is_repaired_at_every_level() {
+async fn foreign_writes_are_repaired_at_every_level() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
     run(&runtime, &mut daemon, &pod).await;
@@ -180,7 +180,7 @@ async fn what_somebody_else_writes_is_repaired_at_every_level() {
 
 /// crun puts the container's processes into a separate cgroup inside the scope.
 #[tokio::test]
-async fn what_is_written_to_the_inner_cgroup_of_a_scope_is_repaired_too() {
+async fn inner_cgroups_of_scopes_are_repaired() {
     let (node, mut daemon, runtime) = start().await;
     let mut pod = burstable(&node, "b", 100 * MIB);
     let scope = format!("{}/crio-b.scope", pod.cgroup());
@@ -202,7 +202,7 @@ async fn what_is_written_to_the_inner_cgroup_of_a_scope_is_repaired_too() {
 }
 
 #[tokio::test]
-async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
+async fn persistent_writers_are_reported_with_both_values() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
     run(&runtime, &mut daemon, &pod).await;
@@ -236,7 +236,7 @@ async fn a_writer_who_never_stops_is_reported_with_both_values_and_left() {
 }
 
 #[tokio::test]
-async fn a_container_that_ends_unannounced_is_no_longer_counted() {
+async fn unreported_container_ends_lower_ancestor_protection() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
     run(&runtime, &mut daemon, &pod).await;
@@ -309,7 +309,7 @@ async fn a_failed_start_does_not_count() {
 }
 
 #[tokio::test]
-async fn a_pod_claims_no_more_than_its_own_limit() {
+async fn inherited_pod_limits_are_claimed_only_once() {
     let (node, _daemon, runtime) = start().await;
     // The kubelet gives both containers the limit of their Guaranteed pod. The kubelet's
     // checkpoints have no entry for the pod.
@@ -337,7 +337,7 @@ async fn a_pod_claims_no_more_than_its_own_limit() {
 }
 
 #[tokio::test]
-async fn a_guaranteed_pod_claims_no_more_than_its_limit_whatever_is_known_of_it() {
+async fn pod_limits_bound_protection_despite_torn_checkpoints() {
     let (node, _daemon, runtime) = start().await;
     node.replace("host/var/lib/kubelet/actuated_pods_state", "torn");
     let pod = Pod::new("guaranteed", "g", 200 * MIB);
@@ -359,7 +359,7 @@ async fn a_guaranteed_pod_claims_no_more_than_its_limit_whatever_is_known_of_it(
 /// With Kata, all processes of a pod are in the sandbox's cgroup and containers have no cgroups.
 /// gVisor makes empty cgroups for containers.
 #[tokio::test]
-async fn a_container_without_processes_of_its_own_keeps_its_claim() {
+async fn containers_without_own_processes_stay_protected() {
     let (node, mut daemon, runtime) = start().await;
     let mut kata = burstable(&node, "kata", 100 * MIB).overhead(10 * MIB);
     let mut gvisor = Pod::new("guaranteed", "gvisor", 200 * MIB);
@@ -423,7 +423,7 @@ async fn a_container_without_processes_of_its_own_keeps_its_claim() {
 
 /// CRI-O reports a cgroup path for a sandbox, but creates no cgroup at this path.
 #[tokio::test]
-async fn a_pod_lives_as_long_as_its_container_whatever_became_of_its_sandbox() {
+async fn protection_does_not_depend_on_sandbox_cgroups() {
     let (node, _daemon, runtime) = start().await;
     let (mut alive, mut ended) =
         (Pod::new("guaranteed", "alive", 100 * MIB), Pod::new("guaranteed", "ended", 200 * MIB));
@@ -444,7 +444,7 @@ async fn a_pod_lives_as_long_as_its_container_whatever_became_of_its_sandbox() {
 }
 
 #[tokio::test]
-async fn a_container_that_the_runtime_did_not_tell_of_is_asked_for() {
+async fn unreported_containers_trigger_a_new_synchronization() {
     let (node, mut daemon, runtime) = start().await;
     let lost = Pod::new("guaranteed", "lost", 200 * MIB);
     let known = burstable(&node, "b", 100 * MIB);
@@ -463,7 +463,7 @@ async fn a_container_that_the_runtime_did_not_tell_of_is_asked_for() {
 }
 
 #[tokio::test]
-async fn reserved_cgroups_are_protected_and_pods_are_not_promised_the_same_memory() {
+async fn reserved_cgroup_protection_reduces_pod_protection() {
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     // The node has 8 GiB of memory.
@@ -487,7 +487,7 @@ async fn reserved_cgroups_are_protected_and_pods_are_not_promised_the_same_memor
 }
 
 #[tokio::test]
-async fn what_is_written_and_protects_nothing_is_reported() {
+async fn protection_blocked_by_an_ancestor_is_reported() {
     let (node, mut daemon, runtime) = start().await;
     let mut pod = Pod::new("guaranteed", "g", 200 * MIB);
     let parent = format!("/outer{}", pod.sandbox.linux.cgroup_parent);
@@ -540,7 +540,7 @@ async fn what_is_written_and_protects_nothing_is_reported() {
 }
 
 #[tokio::test]
-async fn a_killed_plugin_finds_its_way_back_from_any_half_done_write() {
+async fn restarts_correct_any_partly_written_protection() {
     let (node, daemon, runtime) = start().await;
     let pods = [burstable(&node, "a", 100 * MIB), Pod::new("guaranteed", "g", 200 * MIB)];
     for pod in &pods {
@@ -572,7 +572,7 @@ async fn a_killed_plugin_finds_its_way_back_from_any_half_done_write() {
 }
 
 #[tokio::test]
-async fn while_the_runtime_is_asked_for_everything_no_level_is_lowered() {
+async fn synchronization_never_lowers_ancestor_protection() {
     let (node, daemon, runtime) = start().await;
     let pods: Vec<_> =
         (0..40).map(|index| Pod::new("guaranteed", &format!("g{index}"), 10 * MIB)).collect();
@@ -605,7 +605,7 @@ async fn while_the_runtime_is_asked_for_everything_no_level_is_lowered() {
 /// Pods start and end at random. At the end, every cgroup above containers must protect exactly as
 /// much memory as its live pods together.
 #[tokio::test]
-async fn two_hundred_pods_come_and_go_and_every_sum_is_exact() {
+async fn ancestor_protection_is_exact_after_random_churn() {
     let (node, mut daemon, mut runtime) = start().await;
     let mut runner = TestRunner::deterministic();
     let mut random = move |below: usize| (0..below).new_tree(&mut runner).unwrap().current();
@@ -666,7 +666,7 @@ fn defaults() -> HashMap<String, String> {
 }
 
 #[tokio::test]
-async fn restore_takes_back_what_a_running_plugin_set_and_undo_brings_it_again() {
+async fn undo_reapplies_values_reset_by_restore() {
     let (node, mut daemon, mut runtime) = start().await;
     // Another program has set this value before.
     runtime.set_file(KUBEPODS, "memory.min", &(7 * MIB).to_string());
@@ -719,7 +719,7 @@ async fn restore_without_containers(node: &Node) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
-async fn restore_takes_back_what_a_plugin_that_was_killed_has_left() {
+async fn restore_resets_values_of_a_killed_plugin() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
     run(&runtime, &mut daemon, &pod).await;
@@ -769,7 +769,7 @@ async fn answer_status(listener: &tokio::net::UnixListener, status: &serde_json:
 }
 
 #[tokio::test]
-async fn restore_takes_back_what_a_plugin_changes_until_it_knows_of_it() {
+async fn restore_covers_changes_until_the_plugin_pauses() {
     let (node, mut daemon, runtime) = start().await;
     let pod = burstable(&node, "b", 100 * MIB);
     run(&runtime, &mut daemon, &pod).await;
@@ -815,7 +815,7 @@ fn below(mut pod: Pod, root: &str) -> Pod {
 }
 
 #[tokio::test]
-async fn restore_fails_where_the_plugin_does_not_answer() {
+async fn restore_fails_while_the_plugin_hangs() {
     let node = Node::new();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
     // The kernel accepts the connection, but the plugin hangs.
@@ -900,7 +900,7 @@ async fn restore_fails_where_it_could_not_look() {
 }
 
 #[tokio::test]
-async fn restore_fails_for_a_container_elsewhere_without_the_runtime() {
+async fn restore_outside_kubepods_needs_the_runtime() {
     let (node, mut daemon, runtime) = start().await;
     let outside = burstable(&node, "b", 100 * MIB);
     run(&runtime, &mut daemon, &outside).await;
@@ -983,7 +983,7 @@ async fn restore_names_limits_that_stay_raised() {
 }
 
 #[tokio::test]
-async fn a_torn_record_of_the_guard_is_no_success() {
+async fn restore_fails_with_a_truncated_guard_record() {
     let node = Node::new();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
     node.write("host/run/plimsoll/guard", "{\"cgroup\":");
@@ -996,7 +996,7 @@ async fn a_torn_record_of_the_guard_is_no_success() {
 }
 
 #[tokio::test]
-async fn restore_removes_drop_ins_left_by_observe_mode() {
+async fn restore_removes_drop_ins_after_observe_mode() {
     let (node, _daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     runtime.make_cgroup_at("other.slice");
@@ -1048,7 +1048,7 @@ async fn an_unreadable_mark_of_restore_sets_nothing() {
 }
 
 #[tokio::test]
-async fn originals_that_cannot_be_read_are_no_success() {
+async fn restore_fails_with_unreadable_originals() {
     let node = Node::new();
     fs::create_dir_all(node.path("host/run/plimsoll")).unwrap();
     let unreadable = "{\"container\":\"a\",\"memory.min\":{\"v\":1}}\nGARBAGE\n";
@@ -1064,7 +1064,7 @@ async fn originals_that_cannot_be_read_are_no_success() {
 }
 
 #[tokio::test]
-async fn restore_says_what_it_could_not_take_back() {
+async fn restore_and_undo_report_nothing_to_change() {
     let (code, said) = restore(&Node::new(), &[]).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("nothing had to be changed"), "{said}");
@@ -1074,7 +1074,7 @@ async fn restore_says_what_it_could_not_take_back() {
 }
 
 #[tokio::test]
-async fn a_policy_that_is_switched_off_gives_everything_back() {
+async fn disabling_the_policy_restores_all_values() {
     let (node, mut daemon, mut runtime) = start().await;
     runtime.set_file(KUBEPODS, "memory.low", &(7 * MIB).to_string());
     let pod = burstable(&node, "b", 100 * MIB);
@@ -1088,7 +1088,7 @@ async fn a_policy_that_is_switched_off_gives_everything_back() {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_are_named_once_and_nobody_is_refused() {
+async fn unusable_files_are_reported_and_pods_protected() {
     let (node, mut daemon, runtime) = start().await;
     let pods = [burstable(&node, "b", 100 * MIB), Pod::new("guaranteed", "g", 200 * MIB)];
     fs::write(runtime.root.join(BURSTABLE).join("memory.min"), "garbage").unwrap();
@@ -1109,7 +1109,7 @@ async fn files_that_cannot_be_used_are_named_once_and_nobody_is_refused() {
 }
 
 #[tokio::test]
-async fn a_kubelet_with_its_own_memory_qos_is_named_at_the_start() {
+async fn enabled_kubelet_memory_qos_causes_a_warning() {
     let node = Node::new();
     let config = "featureGates:\n  MemoryQoS: true\nmemoryReservationPolicy: None\n";
     node.write("host/var/lib/kubelet/config.yaml", config);
@@ -1126,7 +1126,7 @@ async fn a_kubelet_with_its_own_memory_qos_is_named_at_the_start() {
 }
 
 #[tokio::test]
-async fn an_unknown_memory_qos_is_said_at_the_start() {
+async fn undetermined_memory_qos_is_reported_at_start() {
     for (config, said) in [
         (Some("kind: KubeletConfiguration\n"), "on by default from Kubernetes 1.37 on"),
         (None, "found no configuration of the kubelet at /var/lib/kubelet/config.yaml"),
@@ -1164,7 +1164,7 @@ async fn nothing_is_kept_from_pods(node: &Node) {
 }
 
 #[tokio::test]
-async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
+async fn guarding_limits_pods_and_protects_the_system() {
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 100 * MIB, 0);
@@ -1204,7 +1204,7 @@ async fn memory_is_kept_from_all_pods_together_and_promised_to_the_system() {
 }
 
 #[tokio::test]
-async fn a_line_that_is_overwritten_at_once_leaves_no_record() {
+async fn immediately_overwritten_guard_limits_leave_no_record() {
     let (node, _daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 100 * MIB, 0);
@@ -1234,7 +1234,7 @@ async fn a_line_that_is_overwritten_at_once_leaves_no_record() {
 }
 
 #[tokio::test]
-async fn nobody_is_killed_for_what_is_kept_from_pods() {
+async fn the_guard_limit_waits_until_reclaim_suffices() {
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 4000 * MIB, 500 * MIB);
@@ -1256,7 +1256,7 @@ async fn nobody_is_killed_for_what_is_kept_from_pods() {
 }
 
 #[tokio::test]
-async fn a_line_for_pods_that_does_not_stay_is_reported_and_left() {
+async fn contended_guard_limits_are_reported_and_abandoned() {
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 100 * MIB, 0);
@@ -1280,7 +1280,7 @@ async fn a_line_for_pods_that_does_not_stay_is_reported_and_left() {
 }
 
 #[tokio::test]
-async fn what_a_killed_plugin_has_kept_from_pods_is_given_back() {
+async fn a_killed_plugins_guard_limit_is_restored() {
     let (node, daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 100 * MIB, 0);
@@ -1307,7 +1307,7 @@ async fn what_a_killed_plugin_has_kept_from_pods_is_given_back() {
 }
 
 #[tokio::test]
-async fn a_line_that_is_raised_needs_no_room() {
+async fn guard_limit_increases_apply_without_free_memory() {
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 100 * MIB, 0);
@@ -1327,7 +1327,7 @@ async fn a_line_that_is_raised_needs_no_room() {
 }
 
 #[tokio::test]
-async fn restore_gives_pods_back_what_a_running_plugin_keeps_from_them() {
+async fn restore_resets_the_guard_limit_until_undo() {
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 100 * MIB, 0);
@@ -1344,7 +1344,7 @@ async fn restore_gives_pods_back_what_a_running_plugin_keeps_from_them() {
 }
 
 #[tokio::test]
-async fn another_kubepods_gets_the_line_and_the_former_one_what_it_had() {
+async fn the_guard_moves_to_the_used_kubepods() {
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     runtime.make_cgroup_at("kubepods.slice");
@@ -1381,7 +1381,7 @@ async fn node_guard_without_system_slice_is_said() {
 }
 
 #[tokio::test]
-async fn a_reserved_cgroup_that_is_missing_is_said() {
+async fn a_missing_reserved_cgroup_is_reported() {
     let (node, mut daemon, _runtime) = start().await;
     let config = "nodeAllocatable: 4Gi\nsystemReservedCgroup: /podruntime\nsystemReserved: {memory: 100Mi}\n";
     node.replace("plimsoll.yaml", config);
@@ -1390,7 +1390,7 @@ async fn a_reserved_cgroup_that_is_missing_is_said() {
 }
 
 #[tokio::test]
-async fn keeping_more_than_there_is_keeps_nothing_and_says_so() {
+async fn guarding_all_memory_is_reported_without_effect() {
     let (node, mut daemon, runtime) = start().await;
     runtime.make_cgroup_at("system.slice");
     pods_use(&runtime, 100 * MIB, 0);

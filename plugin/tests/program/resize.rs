@@ -43,7 +43,7 @@ fn beside(pod: &Pod, name: &str, limit: i64) -> Pod {
 }
 
 #[tokio::test]
-async fn a_limit_that_was_raised_while_the_container_was_down_reaches_its_pod_before_it_starts() {
+async fn limits_increased_during_downtime_reach_the_pod() {
     let (_node, mut daemon, runtime) = start().await;
     let mut hungry = Pod::new("burstable", "h", 100 * MIB);
     *hungry.linux().resources.as_mut().unwrap() = cpu(memory_limit(100 * MIB), 10_000);
@@ -69,7 +69,7 @@ async fn a_limit_that_was_raised_while_the_container_was_down_reaches_its_pod_be
 }
 
 #[tokio::test]
-async fn a_pods_limit_is_raised_to_the_sum_before_an_update_and_never_lowered() {
+async fn updates_raise_and_never_lower_pod_limits() {
     let (_node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 100 * MIB).overhead(8 * MIB);
     let side = beside(&pod, "side", 50 * MIB);
@@ -96,7 +96,7 @@ async fn a_pods_limit_is_raised_to_the_sum_before_an_update_and_never_lowered() 
 }
 
 #[tokio::test]
-async fn a_pod_keeps_its_limit_beside_a_container_without_one_and_gets_none_where_it_has_none() {
+async fn missing_limits_leave_the_pod_limit_unchanged() {
     let (_node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     runtime.make_cgroup(&pod);
@@ -112,7 +112,7 @@ async fn a_pod_keeps_its_limit_beside_a_container_without_one_and_gets_none_wher
 }
 
 #[tokio::test]
-async fn a_pod_that_was_left_behind_before_the_plugin_came_or_by_somebody_since_is_raised() {
+async fn only_checkpointed_pods_have_lower_limits_raised() {
     let node = Node::new();
     node.checkpoint_with_limits("known", &[("app", 200)]);
     let _daemon = node.start();
@@ -152,7 +152,7 @@ async fn raised(config: &str) -> (Node, Daemon, Runtime, Pod) {
 }
 
 #[tokio::test]
-async fn who_keeps_lowering_a_pods_limit_is_left_alone_in_the_end() {
+async fn repeatedly_lowered_pod_memory_becomes_contended() {
     let (_node, mut daemon, runtime, pod) = raised("logLevel: debug\n").await;
     for lower in 101..106 {
         runtime.set_file(&pod.cgroup(), "memory.max", &(lower * MIB).to_string());
@@ -207,7 +207,7 @@ async fn run_with_cpu_limit(node: &Node, runtime: &Runtime) -> Pod {
 }
 
 #[tokio::test]
-async fn memory_that_is_left_to_another_program_holds_back_no_processor_time() {
+async fn unrepaired_memory_limits_block_no_cpu_increase() {
     let node = Node::new();
     node.replace("plimsoll.yaml", "logLevel: debug\nrepair: false\n");
     let mut daemon = node.start();
@@ -236,7 +236,7 @@ async fn with_more_processor_time(node: &Node, runtime: &Runtime) -> (Pod, Linux
 }
 
 #[tokio::test]
-async fn who_keeps_lowering_a_pods_processor_time_is_left_alone_in_the_end() {
+async fn repeatedly_lowered_pod_cpu_becomes_contended() {
     let (node, mut daemon, runtime) = start().await;
     let (pod, same) = with_more_processor_time(&node, &runtime).await;
     let lower = "15000 100000";
@@ -276,7 +276,7 @@ async fn who_keeps_lowering_a_pods_processor_time_is_left_alone_in_the_end() {
 }
 
 #[tokio::test]
-async fn without_repair_a_pods_lower_processor_time_stays() {
+async fn a_lowered_cpu_limit_stays_without_repair() {
     let node = Node::new();
     node.replace("plimsoll.yaml", "repair: false\n");
     let _daemon = node.start();
@@ -292,7 +292,7 @@ async fn without_repair_a_pods_lower_processor_time_stays() {
 }
 
 #[tokio::test]
-async fn a_pod_that_was_tighter_than_its_containers_stays_so() {
+async fn limit_increases_keep_a_tighter_pod_limit() {
     let (_node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 200 * MIB);
     runtime.make_cgroup(&pod);
@@ -329,7 +329,7 @@ async fn what_an_update_does_not_mention_stays() {
 }
 
 #[tokio::test]
-async fn a_pod_without_a_cgroup_yet_refuses_nobody() {
+async fn containers_are_adjusted_without_a_pod_cgroup() {
     let (_node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     let adjusted = runtime.create(&pod).await;
@@ -358,7 +358,7 @@ fn files(cgroup: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
+async fn pod_limit_decreases_are_refused_byte_exactly() {
     let node = Node::new();
     let mut daemon = node.start();
     let runtime = node.serve(node.trunk().await, harness::crio()).await;
@@ -422,7 +422,7 @@ async fn a_cut_of_a_pods_own_limit_that_would_kill_is_refused_to_the_byte() {
 }
 
 #[tokio::test]
-async fn a_cut_that_would_kill_is_refused_with_a_constant_text_and_changes_nothing() {
+async fn unsafe_decreases_are_refused_with_constant_text() {
     let (_node, mut daemon, runtime) = start().await;
     let pod = runs(&runtime, &mut daemon).await;
     runtime.uses(&pod, 128 * MIB, 10 * MIB);
@@ -462,8 +462,7 @@ async fn a_cut_that_would_kill_is_refused_with_a_constant_text_and_changes_nothi
 }
 
 #[tokio::test]
-async fn page_cache_is_reclaimed_for_a_cut_and_memory_high_closes_the_gap_until_the_runtime_has_written()
- {
+async fn decreases_reclaim_cache_and_lower_memory_high() {
     let (_node, mut daemon, runtime) = start().await;
     let pod = runs(&runtime, &mut daemon).await;
     runtime.uses(&pod, 128 * MIB, 120 * MIB);
@@ -483,7 +482,7 @@ async fn page_cache_is_reclaimed_for_a_cut_and_memory_high_closes_the_gap_until_
 }
 
 #[tokio::test]
-async fn a_cut_that_the_runtime_does_not_make_leaves_memory_high_as_it_should_be() {
+async fn memory_high_is_restored_after_unapplied_decreases() {
     let (_node, mut daemon, runtime) = start().await;
     let mut pod = Pod::new("guaranteed", "g", 250 * MIB);
     pod.linux().oom_score_adj.as_mut().unwrap().value = -997;
@@ -500,7 +499,7 @@ async fn a_cut_that_the_runtime_does_not_make_leaves_memory_high_as_it_should_be
 }
 
 #[tokio::test]
-async fn a_plugin_killed_during_a_decrease_restores_memory_high() {
+async fn restarts_during_decreases_restore_memory_high() {
     let (node, mut daemon, runtime) = start().await;
     // No source contains the container's request, so the plugin leaves memory.high alone.
     node.write("host/var/lib/kubelet/actuated_pods_state", "torn");
@@ -527,7 +526,7 @@ async fn a_plugin_killed_during_a_decrease_restores_memory_high() {
 }
 
 #[tokio::test]
-async fn a_raised_foreign_limit_is_never_lowered_by_a_repair() {
+async fn repairs_under_foreign_limits_skip_the_runtime() {
     let (_node, mut daemon, mut runtime) = start().await;
     let mut pod = Pod::new("guaranteed", "g", 250 * MIB);
     pod.linux().oom_score_adj.as_mut().unwrap().value = -997;
@@ -547,7 +546,7 @@ async fn a_raised_foreign_limit_is_never_lowered_by_a_repair() {
 }
 
 #[tokio::test]
-async fn each_refusal_counts_however_soon_the_next_one_comes() {
+async fn rapid_refusals_are_each_counted() {
     let (node, mut daemon, runtime) = start().await;
     let pod = runs(&runtime, &mut daemon).await;
     runtime.uses(&pod, 128 * MIB, 10 * MIB);
@@ -562,7 +561,7 @@ async fn each_refusal_counts_however_soon_the_next_one_comes() {
 }
 
 #[tokio::test]
-async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
+async fn blocked_reclaims_refuse_the_decrease_in_time() {
     let node = Node::new();
     let mut daemon = node.start();
     let options = Options { request_timeout: Duration::from_secs(4), ..Options::default() };
@@ -599,7 +598,7 @@ async fn a_reclaim_that_blocks_is_left_to_itself_and_the_cut_refused_in_time() {
 }
 
 #[tokio::test]
-async fn a_limit_of_swap_is_asked_for_with_every_update() {
+async fn updates_repeat_swap_limits_the_kubelet_omits() {
     let (_node, mut daemon, runtime) = start().await;
     let pod = runs(&runtime, &mut daemon).await;
     fs::write(runtime.cgroup(&pod).join("memory.swap.max"), "0\n").unwrap();
@@ -613,7 +612,7 @@ async fn a_limit_of_swap_is_asked_for_with_every_update() {
 }
 
 #[tokio::test]
-async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_made_later() {
+async fn an_unapplied_resize_is_reported_and_dropped() {
     let (_node, mut daemon, mut runtime) = start().await;
     let pod = runs(&runtime, &mut daemon).await;
     fs::write(runtime.cgroup(&pod).join("cpu.max"), "max 100000\n").unwrap();
@@ -649,7 +648,7 @@ async fn an_update_counts_when_it_was_read_back_and_what_was_not_made_is_not_mad
 }
 
 #[tokio::test]
-async fn a_cut_under_way_is_not_disturbed_by_an_update_before_it() {
+async fn an_earlier_update_disturbs_no_later_decrease() {
     let (_node, mut daemon, runtime) = start().await;
     let pod = runs(&runtime, &mut daemon).await;
     runtime.uses(&pod, 20 * MIB, 0);
@@ -667,7 +666,7 @@ async fn a_cut_under_way_is_not_disturbed_by_an_update_before_it() {
 }
 
 #[tokio::test]
-async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_memory_to_spare() {
+async fn only_spare_memory_releases_a_throttled_container() {
     let node = Node::new();
     let config = |deadline: &str| {
         format!("nodeAllocatable: 4Gi\nlogLevel: debug\nthrottleDeadline: {deadline}\n")
@@ -738,7 +737,7 @@ async fn a_container_that_stands_at_memory_high_is_released_while_the_node_has_m
 }
 
 #[tokio::test]
-async fn more_than_the_node_has_is_set_as_asked_and_said_once() {
+async fn a_limit_above_allocatable_is_reported_once() {
     let (_node, mut daemon, runtime) = start().await;
     let pod = runs(&runtime, &mut daemon).await;
     for _ in 0..2 {
@@ -755,7 +754,7 @@ async fn more_than_the_node_has_is_set_as_asked_and_said_once() {
 }
 
 #[tokio::test]
-async fn a_limit_of_many_times_the_request_is_said_once_and_keeps_nobody_from_anything() {
+async fn high_limit_request_ratios_are_reported_once() {
     let (node, mut daemon, runtime) = start().await;
     for file in ["actuated_pods_state", "allocated_pods_state"] {
         node.checkpoint(file, &[("b", "app", 64 * MIB)]);
@@ -779,7 +778,7 @@ async fn a_limit_of_many_times_the_request_is_said_once_and_keeps_nobody_from_an
 }
 
 #[tokio::test]
-async fn a_pod_with_limits_of_its_own_keeps_them() {
+async fn a_recorded_pod_level_limit_is_kept() {
     let (node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 200 * MIB);
     node.checkpoint_with_pod_limit("b", "100Mi", "200Mi", "150Mi");
@@ -793,7 +792,7 @@ async fn a_pod_with_limits_of_its_own_keeps_them() {
 /// Kubernetes 1.34 and 1.35 give both containers the limits of their pod. The kubelet's checkpoints
 /// contain none of these limits.
 #[tokio::test]
-async fn a_pods_own_limits_stay_where_nothing_records_them() {
+async fn unrecorded_pod_level_limits_stay_unchanged() {
     let limits = || cpu(memory_limit(200 * MIB), 50_000);
     let pod = |uid| {
         let mut pod = Pod::new("burstable", uid, 0).created_with(limits());
@@ -839,7 +838,7 @@ async fn a_pods_own_limits_stay_where_nothing_records_them() {
 /// A pod-level limit of one resource does not show the origin of the pod's limits of other
 /// resources.
 #[tokio::test]
-async fn a_pods_own_processor_or_hugepages_limit_blocks_no_memory() {
+async fn pod_level_limits_block_only_their_resource() {
     let (node, _daemon, runtime) = start().await;
     let pod = |uid| {
         let mut pod = Pod::new("burstable", uid, 0);
@@ -867,7 +866,7 @@ async fn a_pods_own_processor_or_hugepages_limit_blocks_no_memory() {
 }
 
 #[tokio::test]
-async fn a_debug_container_does_not_block_a_raise() {
+async fn debug_containers_block_no_pod_limit_increase() {
     let (node, _daemon, runtime) = start().await;
     node.checkpoint_with_limits("b", &[("app", 60)]);
     let pod = Pod::new("burstable", "b", 60 * MIB);
@@ -892,7 +891,7 @@ async fn a_debug_container_does_not_block_a_raise() {
 /// checkpoints added up to the pod's current limit. This proof is still valid after a reconnection.
 /// For the second pod, the limits in the checkpoints add up to the pod's limit at its creation.
 #[tokio::test]
-async fn a_pod_whose_limit_is_known_to_be_the_sum_is_raised() {
+async fn pod_limits_proven_as_sums_are_raised() {
     let (node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     let side = beside(&pod, "side", 50 * MIB);
@@ -921,7 +920,7 @@ async fn a_pod_whose_limit_is_known_to_be_the_sum_is_raised() {
 }
 
 #[tokio::test]
-async fn a_pod_that_may_have_its_own_limit_is_left_and_said_once() {
+async fn ambiguous_pod_limits_stay_with_one_report() {
     let (node, mut daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "b", 100 * MIB);
     let side = beside(&pod, "side", 100 * MIB);
@@ -979,7 +978,7 @@ async fn limits(runtime: &Runtime, pod: &Pod, limit: i64) -> (i64, i64) {
 }
 
 #[tokio::test]
-async fn a_cut_that_is_deferred_is_made_through_the_runtime_when_it_fits() {
+async fn deferred_decreases_apply_through_the_runtime() {
     let (_node, mut daemon, mut runtime, pod) = deferring("10m").await;
     let before = files(&runtime.cgroup(&pod));
     assert_eq!(limits(&runtime, &pod, 100 * MIB).await, (250 * MIB, 250 * MIB));
@@ -1015,7 +1014,7 @@ async fn a_cut_that_is_deferred_is_made_through_the_runtime_when_it_fits() {
 }
 
 #[tokio::test]
-async fn a_deferred_cut_holds_nobody_back_for_long_while_the_runtime_is_never_quiet() {
+async fn deferred_decreases_restore_high_under_constant_events() {
     let (_node, mut daemon, runtime, pod) = deferring("10m").await;
     let before = files(&runtime.cgroup(&pod));
     limits(&runtime, &pod, 100 * MIB).await;
@@ -1045,7 +1044,7 @@ async fn a_deferred_cut_holds_nobody_back_for_long_while_the_runtime_is_never_qu
 }
 
 #[tokio::test]
-async fn a_cut_that_is_deferred_too_long_is_given_up_and_another_update_takes_its_place() {
+async fn deferred_decreases_expire_or_are_replaced() {
     let (_node, mut daemon, mut runtime, pod) = deferring("2s").await;
     let before = files(&runtime.cgroup(&pod));
     assert_eq!(limits(&runtime, &pod, 100 * MIB).await, (250 * MIB, 250 * MIB));
@@ -1063,7 +1062,7 @@ async fn a_cut_that_is_deferred_too_long_is_given_up_and_another_update_takes_it
 }
 
 #[tokio::test]
-async fn observing_gives_up_a_deferred_limit_and_says_so_once() {
+async fn observe_mode_gives_up_deferred_limits_once() {
     let (node, mut daemon, mut runtime, pod) = deferring("10m").await;
     assert_eq!(limits(&runtime, &pod, 100 * MIB).await, (250 * MIB, 250 * MIB));
     daemon.says("deferred a limit decrease").await;
@@ -1265,7 +1264,7 @@ impl Lease {
 }
 
 #[tokio::test]
-async fn a_create_is_answered_while_a_write_of_memory_high_hangs() {
+async fn hanging_memory_high_writes_block_no_create() {
     let (_node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "a", 256 * MIB);
     runtime.run(&pod).await;
@@ -1285,7 +1284,7 @@ async fn a_create_is_answered_while_a_write_of_memory_high_hangs() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_is_never_quiet_delays_no_file_forever() {
+async fn memory_high_is_written_despite_constant_events() {
     let (_node, _daemon, runtime) = start().await;
     let pod = Pod::new("burstable", "a", 256 * MIB);
     runtime.make_cgroup(&pod);

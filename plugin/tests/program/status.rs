@@ -31,7 +31,7 @@ async fn run(node: &Node, runtime: &Runtime, uid: &str) -> Pod {
 }
 
 #[tokio::test]
-async fn status_shows_what_each_container_should_have_and_has_and_a_word_for_it() {
+async fn rows_show_state_desired_and_observed_values() {
     let (node, mut daemon, runtime) = start(CONFIG).await;
     let pod = run(&node, &runtime, "b").await;
     daemon.says("outcome=unchanged").await;
@@ -94,7 +94,7 @@ async fn status_shows_what_each_container_should_have_and_has_and_a_word_for_it(
 }
 
 #[tokio::test]
-async fn what_happened_is_told_of_the_pod_and_counted() {
+async fn refusals_and_repairs_are_shown_and_counted() {
     let (node, mut daemon, runtime) = start(CONFIG).await;
     let pod = run(&node, &runtime, "b").await;
     let other = run(&node, &runtime, "other").await;
@@ -186,8 +186,7 @@ async fn what_happened_is_told_of_the_pod_and_counted() {
 }
 
 #[tokio::test]
-async fn metrics_are_served_by_tcp_where_the_configuration_has_it_so_and_of_containers_if_asked_for()
- {
+async fn tcp_serves_container_metrics_but_no_status() {
     let (node, mut daemon, runtime) = start(CONFIG).await;
     run(&node, &runtime, "b").await;
     // This port was free a moment ago, and no other program uses it yet.
@@ -221,7 +220,7 @@ async fn metrics_are_served_by_tcp_where_the_configuration_has_it_so_and_of_cont
 }
 
 #[tokio::test]
-async fn only_root_may_ask_and_who_asks_slowly_keeps_nobody_from_anything() {
+async fn a_root_only_socket_tolerates_idle_clients() {
     let (node, daemon, runtime) = start(CONFIG).await;
     let socket = node.path("host/run/plimsoll/plimsoll.sock");
     status(&node, &[]).await;
@@ -247,7 +246,7 @@ async fn only_root_may_ask_and_who_asks_slowly_keeps_nobody_from_anything() {
 }
 
 #[tokio::test]
-async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
+async fn oom_killed_containers_are_shown_while_down() {
     let (node, mut daemon, runtime) = start(CONFIG).await;
     let pod = run(&node, &runtime, "b").await;
     let events = "low 0\nhigh 0\nmax 7\noom 1\noom_kill 1\noom_group_kill 0";
@@ -281,7 +280,7 @@ async fn a_container_that_was_killed_is_shown_also_while_it_is_down() {
 }
 
 #[tokio::test]
-async fn who_asks_and_does_not_read_makes_room_for_others() {
+async fn clients_that_never_read_block_no_others() {
     let (node, _daemon, runtime) = start(&format!("{CONFIG}containerMetrics: true\n")).await;
     // With this many pods, no answer fits into the kernel's socket buffer.
     let pods: Vec<_> =
@@ -362,7 +361,7 @@ async fn hostile_names_and_annotations_do_no_harm() {
 }
 
 #[tokio::test]
-async fn what_is_kept_from_pods_is_shown_with_what_kubepods_has() {
+async fn guard_limits_are_shown_beside_kubepods_max() {
     let (node, mut daemon, runtime) = start(&format!("{CONFIG}nodeGuard: 5Gi\n")).await;
     let pod = run(&node, &runtime, "b").await;
     runtime.uses(&pod, 4000 * MIB, 0);
@@ -384,7 +383,7 @@ async fn what_is_kept_from_pods_is_shown_with_what_kubepods_has() {
 }
 
 #[tokio::test]
-async fn a_guard_that_is_not_in_force_is_not_shown() {
+async fn an_ineffective_guard_shows_its_reason_only() {
     let (node, _daemon, runtime) = start(&format!("{CONFIG}nodeGuard: 5Gi\n")).await;
     let (text, _) = status(&node, &[]).await;
     assert!(text.contains("nodeGuard is not in force: there is no kubepods cgroup\n"), "{text}");
@@ -412,7 +411,7 @@ async fn a_guard_that_is_not_in_force_is_not_shown() {
 }
 
 #[tokio::test]
-async fn observe_mode_shows_why_a_guard_would_not_be_in_force() {
+async fn observe_mode_shows_obstacles_to_the_guard() {
     let (node, _daemon, runtime) = start(&format!("{CONFIG}mode: observe\nnodeGuard: 5Gi\n")).await;
     let shown = async || status(&node, &[]).await.0;
     let text = shown().await;
@@ -440,7 +439,7 @@ async fn observe_mode_shows_why_a_guard_would_not_be_in_force() {
 }
 
 #[tokio::test]
-async fn it_is_ready_while_it_is_synchronized_with_the_runtime_and_does_not_stand_aside() {
+async fn readiness_requires_synchronization_and_no_restore() {
     let (node, mut daemon, runtime) = start(CONFIG).await;
     let is_ready = async || {
         let (text, code) = status(&node, &["--ready"]).await;
@@ -481,7 +480,7 @@ async fn it_is_ready_while_it_is_synchronized_with_the_runtime_and_does_not_stan
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_shown_with_the_reason_and_what_to_do() {
+async fn unreadable_files_show_a_reason_and_advice() {
     let (node, mut daemon, runtime) = start(CONFIG).await;
     let pod = run(&node, &runtime, "b").await;
     daemon.says("outcome=unchanged").await;

@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_keeps_each_value_until_the_next_and_is_interrupted_where_there_is_none() {
+    fn a_step_line_breaks_at_missing_values() {
         let values = [Some(5.0), Some(5.0), Some(5.0), Some(9.0), None, None, Some(1.0), Some(1.0)];
         let values = (0..).map(f64::from).zip(values);
         assert_eq!(
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_has_the_lines_that_there_are_and_what_is_said() {
+    fn notes_appear_and_unlimited_high_is_omitted() {
         let level = |high| Some(Level { current: 40 * MIB, high, max: 60 * MIB });
         let sample = |at, high| Sample { at, kills: 0, pod_max: MAX, container: level(high) };
         let picture = |high| {

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn incidents_of_one_kind_differ_only_in_text() {
+    fn same_kind_incidents_differ_only_in_text() {
         for one in ALL {
             for other in ALL.iter().filter(|other| other.kind == one.kind) {
                 assert_eq!(Properties { text: one.text, ..*other }, *one);

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_of_a_cgroup_path_are_read() {
+    fn systemd_and_cgroupfs_forms_are_parsed() {
         let scope = "kubepods-burstable-pod1_2.slice:cri-containerd:abc";
         let expected = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/\
                         cri-containerd-abc.scope";
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_leaves_the_root_is_refused() {
+    fn escaping_and_malformed_paths_are_refused() {
         for path in [
             "",
             "/",
@@ -215,7 +215,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_a_path_with_dots_or_an_absolute_one(text in "[a./:-]{0,30}|.*") {
+        fn no_text_yields_empty_or_dot_components(text in "[a./:-]{0,30}|.*") {
             if let Ok(path) = CgroupPath::parse(&text) {
                 prop_assert!(path.as_str().split('/').all(|part| !matches!(part, "" | "." | "..")));
             }
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_parent_is_a_path_or_the_name_of_a_slice() {
+    fn parents_accept_paths_and_bare_slice_names() {
         let parent = |text| CgroupPath::of_parent(text).ok().map(|path| path.to_string());
         let pod = "/kubepods.slice/kubepods-pod1_2.slice";
         assert_eq!(parent("kubepods-pod1_2.slice").as_deref(), Some(pod));

@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_lies_in_its_class_and_that_in_kubepods() {
+    fn the_path_determines_class_cgroup_and_kubepods() {
         let pod = place("kubepods.slice/kubepods-burstable.slice/pod.slice", QosClass::Burstable);
         assert_eq!(pod.class_cgroup(), Some(&path("kubepods.slice/kubepods-burstable.slice")));
         assert_eq!(pod.kubepods(), &path("kubepods.slice"));

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_class_is_read_from_the_kubelets_cgroup_names() {
+    fn kubelet_cgroup_names_give_class_and_uid() {
         const UID: &str = "0f3c2d6e-1a2b-4c5d-8e9f-001122334455";
         const ESCAPED: &str = "0f3c2d6e_1a2b_4c5d_8e9f_001122334455";
         for (parent, class) in [
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_static_pods_hash_is_an_identifier_too() {
+    fn a_static_pods_hash_is_its_uid() {
         assert_eq!(
             parsed("kubepods-burstable-pod09ad8fb0e5d34b4a6e1f3a2b1c0d9e8f.slice"),
             Some((QosClass::Burstable, "09ad8fb0e5d34b4a6e1f3a2b1c0d9e8f".to_owned()))
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_kubelet_parent_there_is_no_class() {
+    fn other_parents_give_no_class_or_uid() {
         for parent in [
             "",
             "/",
@@ -168,12 +168,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_kubelet_parent_or_not(text in ".{0,60}") {
+        fn parsing_arbitrary_text_causes_no_panic(text in ".{0,60}") {
             let _ = PodCgroup::parse(&text);
         }
 
         #[test]
-        fn anything_like_a_kubelet_parent_is_one_or_not(text in "(/|kubepods|burstable|besteffort|\
+        fn a_parsed_parent_has_a_nonempty_uid(text in "(/|kubepods|burstable|besteffort|\
             -|pod|[.]slice|_|x){0,12}") {
             if let Some(pod) = PodCgroup::parse(&text) {
                 prop_assert!(!pod.uid.as_str().is_empty());

@@ -180,7 +180,7 @@ mod tests {
 
     /// Examples from the tables of KEP-2570, "Alpha v1.27", which assume pages of 1 MiB.
     #[test]
-    fn the_examples_of_kep_2570_come_out_as_written() {
+    fn high_matches_the_examples_of_kep_2570() {
         let mut cases: Vec<(u64, f64, Option<u64>)> =
             (0..10).map(|step| (step * 100, 0.9, Some(900 + step * 10))).collect();
         cases.extend([
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_grid_up_to_64_gib_equals_the_table_computed_by_go() {
+    fn memory_high_matches_the_table_from_go() {
         let table = include_str!("../../tests/data/memory_high.csv");
         let mut rows = 0;
         for row in table.lines().filter(|line| !line.starts_with('#')) {
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guaranteed_container_is_protected_and_not_throttled() {
+    fn no_reservation_policy_throttles_guaranteed_containers() {
         for (policy, min, low) in [
             (ReservationPolicy::HardReservation, set(mib(62)), Setting::Default),
             (ReservationPolicy::TieredReservation, set(mib(62)), Setting::Default),
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn min_stays_a_headroom_below_the_limit_and_the_claim_does_not() {
+    fn headroom_reduces_min_but_not_the_claim() {
         let wanted = |request: u64, limit: u64, headroom: u64| {
             let policy = Policy { headroom: mib(headroom), ..Policy::default() };
             let wanted = desired(
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn overhead_counts_by_the_file_of_its_class() {
+    fn policy_and_class_decide_the_overhead_file() {
         let policy = |reservation| Policy { reservation, ..Policy::default() };
         let hard = Protection { min: mib(8), low: Bytes::ZERO };
         let soft = Protection { min: Bytes::ZERO, low: mib(8) };
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burstable_container_is_protected_by_the_tier_of_the_policy() {
+    fn burstable_protection_follows_the_reservation_policy() {
         for (policy, min, low) in [
             (ReservationPolicy::HardReservation, set(mib(64)), Setting::Default),
             (ReservationPolicy::TieredReservation, Setting::Default, set(mib(64))),
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_best_effort_container_is_throttled_below_node_allocatable() {
+    fn best_effort_is_throttled_below_node_allocatable() {
         let wanted = desired(
             &container(0, None),
             QosClass::BestEffort,
@@ -323,13 +323,13 @@ mod tests {
     }
 
     #[test]
-    fn node_allocatable_stands_in_for_a_missing_limit() {
+    fn node_allocatable_replaces_a_missing_limit() {
         assert_eq!(high(&container(192 * MIB, None), QosClass::Burstable, 0.5), set(mib(4192)));
         assert_eq!(high(&container(0, None), QosClass::Burstable, 0.5), set(mib(4096)));
     }
 
     #[test]
-    fn without_limit_and_allocatable_high_is_left_alone() {
+    fn unknown_allocatable_leaves_high_alone_without_limit() {
         let wanted =
             desired(&container(MIB, None), QosClass::Burstable, &node(None), &Policy::default());
         assert_eq!(wanted.high, Decision::leave_alone(Reason::AllocatableUnknown));
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_request_leaves_what_depends_on_it_alone() {
+    fn an_unknown_request_leaves_dependent_files_alone() {
         let resources = Resources { request: None, limit: Limit::Bytes(mib(128)) };
         let wanted =
             |policy: Policy| desired(&resources, QosClass::Burstable, &node(None), &policy);
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_equal_to_the_limit_is_not_throttled() {
+    fn request_equal_to_limit_is_not_throttled() {
         let wanted = desired(
             &container(MIB, Some(MIB)),
             QosClass::Burstable,
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_above_the_limit_counts_as_the_limit() {
+    fn a_request_is_capped_at_the_limit() {
         let policy = Policy { headroom: Bytes::ZERO, ..Policy::default() };
         let wanted =
             desired(&container(2 * MIB, Some(MIB)), QosClass::Burstable, &node(None), &policy);
@@ -384,12 +384,12 @@ mod tests {
     }
 
     #[test]
-    fn a_request_above_node_allocatable_is_not_throttled() {
+    fn request_above_allocatable_is_not_throttled() {
         assert_eq!(high(&container(8193 * MIB, None), QosClass::Burstable, 0.9), Setting::Default);
     }
 
     #[test]
-    fn less_than_a_page_between_request_and_limit_is_not_throttled() {
+    fn request_limit_gap_below_page_is_unthrottled() {
         assert_eq!(
             high(&container(MIB, Some(MIB + 4095)), QosClass::Burstable, 0.9),
             Setting::Default
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inexact_request_protects_its_lower_bound_and_throttles_only_above_its_upper_one() {
+    fn lower_bound_protects_and_upper_bound_throttles() {
         let vague = |low, high| Resources {
             request: Some(Request {
                 bytes: mib(low),
@@ -470,7 +470,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn protection_is_at_most_high_and_high_at_most_max(
+        fn high_lies_between_protection_and_limit(
             low in amounts(),
             error in amounts(),
             limit in proptest::option::of(amounts()),
@@ -506,7 +506,7 @@ mod tests {
         }
 
         #[test]
-        fn no_input_panics(
+        fn desired_accepts_any_resources(
             low: u64,
             error: u64,
             limit: i64,

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_on_writing_is_left_for_ever_and_who_stops_is_repaired_once_more() {
+    fn a_contended_value_is_left_until_quiet() {
         let mut contention = Contention::default();
         let (_, mut now) = fight(SECOND, &mut contention, Instant::now());
         for _ in 0..100 {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_value_and_another_key_have_no_history() {
+    fn other_keys_and_values_are_still_repaired() {
         let mut contention = Contention::default();
         let (_, now) = fight(SECOND, &mut contention, Instant::now());
         assert_eq!(contention.judge("b", 1, true, now), RepairDecision::Repair);

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_get_the_line_unless_the_kubelet_leaves_them_less() {
+    fn the_guard_only_lowers_the_observed_limit() {
         assert_eq!(
             guard_step(Some(bytes(900)), Limit::Max, None),
             GuardStep::Set { limit: bytes(900), before: Limit::Max }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_there_before_comes_back_unless_somebody_set_it_since() {
+    fn restore_replaces_only_the_guards_own_limit() {
         let set = record(limit(1000), 900);
         assert_eq!(guard_step(Some(bytes(900)), limit(900), Some(&set)), GuardStep::Nothing);
         assert_eq!(guard_step(None, limit(900), Some(&set)), GuardStep::PutBack(limit(1000)));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn another_line_starts_from_what_was_there_before() {
+    fn a_changed_guard_keeps_the_original_limit() {
         let set = record(limit(1000), 900);
         assert_eq!(
             guard_step(Some(bytes(950)), limit(900), Some(&set)),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kubelet_sets_since_is_what_comes_back() {
+    fn a_new_kubelet_limit_replaces_the_original() {
         let set = record(limit(1000), 900);
         // The kubelet was restarted and now reserves a different amount of memory.
         assert_eq!(
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn while_the_line_changes_both_are_the_guards_own() {
+    fn both_limits_are_own_during_a_change() {
         let changing =
             GuardRecord { limits: vec![bytes(900), bytes(850)], ..record(limit(1000), 0) };
         for held in [limit(900), limit(850)] {

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_passes_is_made_room_for_or_would_kill() {
+    fn a_decrease_needs_margin_or_reclaimable_cache() {
         for (limit, current, cache, expected) in [
             (100, 96, 0, DecreaseCheck::Fits),
             (100, 97, 0, DecreaseCheck::Kills),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_counts_as_reclaimable_as_far_as_there_is_swap() {
+    fn free_swap_bounds_reclaimable_swappable_memory() {
         let usage = Usage { swappable: mib(60), swap_left: mib(20), ..usage(100, 10) };
         assert_eq!(usage.reclaimable(), mib(30));
         assert_eq!(check_decrease(mib(73), &usage), DecreaseCheck::Reclaim);

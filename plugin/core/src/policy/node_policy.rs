@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_factor_is_above_0_and_at_most_1() {
+    fn zero_and_factors_above_one_are_rejected() {
         for text in ["0", "-0.1", "1.0001", "NaN", "inf", "", "0,9", "none"] {
             assert!(text.parse::<ThrottlingFactor>().is_err(), "{text}");
         }

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_without_a_recorded_limit_has_its_pods() {
+    fn inherited_limits_prove_a_pod_level_limit() {
         for members in
             [&[inherits(200)][..], &[inherits(200), inherits(200)], &[own(50), inherits(200)]]
         {
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_the_pods_own_when_the_container_that_proved_it_has_ended() {
+    fn pod_level_origin_survives_its_proving_container() {
         let record = PodLimitRecord::Present { own: None, is_complete: true, all_limited: false };
         let members = [own(200)];
         assert_eq!(evidence(record, &members, 200).origin(Origin::Own(200)), Origin::Own(200));
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_limits_that_add_up_are_a_sum() {
+    fn matching_recorded_limits_prove_a_sum() {
         let members = [own(100), own(50), EPHEMERAL];
         assert_eq!(origin(UNRECORDED, &members, 150), Origin::Sum);
         assert_eq!(origin(UNRECORDED, &members, 140), Origin::Unknown);
@@ -372,13 +372,13 @@ mod tests {
 
     /// The pod-level limit of 100 equals the limit of the pod's first container.
     #[test]
-    fn containers_that_are_yet_to_come_prove_nothing() {
+    fn a_match_before_all_containers_proves_nothing() {
         assert_eq!(origin(INCOMPLETE, &[own(100)], 100), Origin::Unknown);
         assert_eq!(origin(UNRECORDED, &[own(100), own(50)], 100), Origin::Unknown);
     }
 
     #[test]
-    fn no_pod_level_limit_is_below_a_containers() {
+    fn a_larger_container_limit_proves_a_sum() {
         assert_eq!(origin(INCOMPLETE, &[own(200), own(50)], 150), Origin::Sum);
         assert_eq!(origin(INCOMPLETE, &[own(200)], 0), Origin::Unknown);
         // Another program lowered the pod-level limit.
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_from_what_added_up_proves_a_sum_without_records() {
+    fn a_matching_change_proves_an_unrecorded_sum() {
         let changed = Member { former: Some(100), ..unrecorded(200) };
         assert_eq!(origin(PodLimitRecord::Absent, &[changed, unrecorded(50)], 150), Origin::Sum);
         assert_eq!(
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_proven_stays_while_nothing_says_otherwise() {
+    fn a_proven_origin_survives_inconclusive_records() {
         let members = [own(300)];
         for record in [PodLimitRecord::Absent, PodLimitRecord::Unreadable, UNRECORDED] {
             assert_eq!(
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts_are_as_exact_as_cgroups_keep_them() {
+    fn comparisons_allow_page_and_systemd_rounding() {
         let members = [own(100_000), own(50_000)];
         let is_sum = |unit, in_force| {
             let evidence = Evidence { unit, ..evidence(UNRECORDED, &members, in_force) };

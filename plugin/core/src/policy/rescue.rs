@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn kills_count_for_as_long_as_the_window() {
+    fn only_kills_within_the_window_count() {
         let mut history = History::default();
         history.killed(1, NOW - 601);
         history.killed(2, NOW - 600);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_raised_by_the_factor_or_the_minimum_whichever_is_more_up_to_the_ceiling() {
+    fn the_larger_increase_applies_up_to_ceiling() {
         let limit = Ceiling::Limit(mib(2000));
         assert_eq!(judge(&mut killed(), limit, mib(100)), RescueDecision::Raise(mib(200)));
         assert_eq!(judge(&mut killed(), limit, mib(1000)), RescueDecision::Raise(mib(1200)));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_share_counts_from_what_the_user_asks_for_however_often_it_is_raised() {
+    fn a_share_ceiling_ignores_earlier_raises() {
         let mut history = killed();
         let small =
             OomRescue { minimum: mib(30), ceiling: Ceiling::Share(5), ..OomRescue::default() };
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_it_is_forgotten_when_the_user_asks_for_another_limit() {
+    fn a_new_user_limit_clears_the_history() {
         let asks_for = |history: &mut History, limit| history.asks_for(limit, PageSize::KIB4);
         let mut history = killed();
         assert!(!asks_for(&mut history, mib(100).into()));
@@ -296,7 +296,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_gets_less_than_before_or_more_than_the_ceiling(
+        fn raises_stay_within_ceiling_and_free_memory(
             limit in 1..4000u64,
             ceiling in 1..4000u64,
             free in 0..4000u64,

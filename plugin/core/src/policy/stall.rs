@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stands_at_the_line_and_does_nothing_else_is_pinned() {
+    fn a_pinned_container_stalls_near_memory_high() {
         assert!(throttled(98, 100, 90.0).is_pinned());
         assert!(throttled(101, 100, 10.0).is_pinned());
         assert!(!throttled(98, 100, 9.9).is_pinned(), "the stall is below the threshold");
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_released_in_steps_as_far_as_the_node_has_memory() {
+    fn release_steps_never_exceed_free_memory() {
         let mut container = throttled(100, 100, 90.0);
         for expected in [mib(125).into(), mib(150).into(), mib(175).into(), Limit::Max] {
             assert_eq!(container.release(mib(25)), Some((expected, mib(25))));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_put_back_only_where_it_would_not_throttle_again_at_once() {
+    fn restore_requires_usage_below_nine_tenths() {
         assert!(!throttled(90, 150, 0.0).is_well_below());
         assert!(throttled(89, 150, 0.0).is_well_below());
     }

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_annotation_is_reported_and_the_next_one_counts() {
+    fn an_invalid_annotation_falls_back_with_notice() {
         let annotations = annotations([
             ("memory-request.plimsoll.nri.io", "1Mi"),
             ("memory-request.plimsoll.nri.io/container.web", "lots"),
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_override_may_weaken_the_nodes_policy_and_not_strengthen_it() {
+    fn overrides_may_only_weaken_node_reservation() {
         use ReservationPolicy::{HardReservation, None as Nothing, TieredReservation};
         for (node, asked, expected, refused) in [
             (HardReservation, Nothing, Nothing, false),

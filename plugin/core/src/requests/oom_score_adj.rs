@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bounds_are_those_of_one_thousandth_of_memory() {
+    fn request_bounds_are_thousandths_of_memory() {
         let bounds = |adj| {
             request(adj, Bytes::new(1_000_000), Limit::Max)
                 .map(|r| (r.bytes.get(), r.at_most.get()))
@@ -95,14 +95,14 @@ mod tests {
     }
 
     #[test]
-    fn no_request_is_taken_to_exceed_the_limit() {
+    fn the_limit_caps_the_estimated_request() {
         let request = request(3, Bytes::new(1_000_000), Limit::Bytes(Bytes::new(5000))).unwrap();
         assert_eq!((request.bytes.get(), request.at_most.get()), (5000, 5000));
     }
 
     proptest! {
         #[test]
-        fn the_bounds_hold_the_request_that_the_kubelet_started_from(
+        fn the_bounds_contain_the_kubelets_request(
             mem_total in 1u64 << 20..1 << 44,
             share in 0.0f64..=1.0,
         ) {
@@ -114,7 +114,7 @@ mod tests {
         }
 
         #[test]
-        fn no_input_panics(adj: i64, mem_total: u64, limit: i64) {
+        fn any_score_gives_ordered_bounds(adj: i64, mem_total: u64, limit: i64) {
             let limit = Limit::from_cri(limit, crate::units::PageSize::KIB4).unwrap_or(Limit::Max);
             if let Some(found) = request(adj, Bytes::new(mem_total), limit) {
                 prop_assert!(found.bytes <= found.at_most);

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guaranteed_container_requests_its_limit_unless_the_kubelet_recorded_otherwise() {
+    fn only_a_record_outranks_the_guaranteed_limit() {
         let mut case = Case { class: Some(QosClass::Guaranteed), ..Case::every_source() };
         assert_eq!(
             case.request(),
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guaranteed_container_without_limit_is_not_guessed() {
+    fn guaranteed_requests_without_limit_are_unknown() {
         let case = Case::no_source(Some(QosClass::Guaranteed), Limit::Max);
         assert_eq!(case.resolve().request, None);
     }
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_without_a_request_is_an_answer() {
+    fn records_without_request_mean_limit_or_zero() {
         let mut case = Case::no_source(Some(QosClass::Burstable), Limit::Max);
         assert_eq!(case.resolve().request, None, "no record");
         case.record = Some(record(None, None));
@@ -311,14 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn a_burstable_container_of_which_nothing_is_known_stays_unknown() {
+    fn burstable_requests_without_sources_are_unknown() {
         for limit in [Limit::Max, Limit::Bytes(mib(64))] {
             assert_eq!(Case::no_source(Some(QosClass::Burstable), limit).resolve().request, None);
         }
     }
 
     #[test]
-    fn unified_low_counts_like_min_and_zero_or_garbage_do_not() {
+    fn only_valid_nonzero_unified_protection_counts() {
         let mut case = Case::no_source(Some(QosClass::Burstable), Limit::Max);
         case.unified = HashMap::from([("memory.low".to_owned(), "4096".to_owned())]);
         assert_eq!(case.request(), Some((Bytes::new(4096), Provenance::Unified)));
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn an_annotation_cannot_claim_more_than_the_node_has() {
+    fn allocatable_memory_caps_an_annotated_request() {
         let mut case = Case::no_source(Some(QosClass::Burstable), Limit::Max);
         case.overrides.memory_request = Some(mib(100_000));
         assert_eq!(case.request(), Some((mib(900), Provenance::Annotation)));
@@ -357,7 +357,7 @@ mod tests {
 
     /// An `oom_score_adj` of 960 means a request of 40 to 41 MiB on a node with 1000 MiB.
     #[test]
-    fn an_annotation_is_bounded_by_the_oom_score() {
+    fn an_oom_score_caps_the_annotated_request() {
         let mut case = Case::no_source(Some(QosClass::Burstable), Limit::Max);
         case.oom_score_adj = Some(960);
         for (annotated, bytes, at_most) in [
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_kubelet_the_class_follows_from_request_and_limit() {
+    fn an_unknown_class_follows_request_and_limit() {
         let mut case = Case::no_source(None, Limit::Max);
         assert_eq!(
             (case.resolve().class, case.request()),

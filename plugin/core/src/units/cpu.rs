@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_a_weight_by_either_way_of_the_runtimes() {
+    fn shares_match_both_runtime_weight_conversions() {
         for (shares, weights) in
             [(2, [1, 1]), (1024, [39, 100]), (262_144, [10_000, 10_000]), (102, [4, 17])]
         {

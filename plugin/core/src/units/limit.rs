@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_from_the_runtime_are_told_apart_at_the_border() {
+    fn runtime_limits_become_bytes_max_or_errors() {
         let limit = |value| Limit::from_cri(value, PageSize::KIB4);
         assert_eq!(limit(0), Ok(Limit::Max));
         assert_eq!(limit(-1), Ok(Limit::Max));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_kernels_own_form_is_read_back_from_a_file() {
+    fn only_the_kernels_limit_format_parses() {
         assert_eq!("max".parse(), Ok(Limit::Max));
         assert_eq!("0".parse(), Ok(Limit::Bytes(Bytes::ZERO)));
         for text in ["", "-1", "+1", "1.5G", "100M", "MAX", "max\n", " 1", "18446744073709551615"] {

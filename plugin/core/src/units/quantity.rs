@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn random_quantities_have_the_value_computed_by_kubernetes() {
+    fn random_quantities_match_kubernetes_results() {
         let table = include_str!("../../tests/data/quantities.csv");
         let rows: Vec<_> = table.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(rows.len(), 800);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_quantity_is_refused_with_the_expected_form() {
+    fn malformed_text_yields_a_form_error() {
         for text in [
             "",
             ".",
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts_are_readable() {
+    fn amounts_are_shown_readably() {
         for (bytes, quantity, approx) in [
             (0, "0", "0"),
             (1000, "1000", "1000"),
@@ -328,19 +328,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_quantity_or_an_error(text in ".{0,40}") {
+        fn arbitrary_text_never_panics_either_parser(text in ".{0,40}") {
             let _ = Bytes::from_quantity(&text);
             let _ = text.parse::<Limit>();
         }
 
         #[test]
-        fn anything_like_a_quantity_is_a_quantity_or_an_error(text in "[+-]?[0-9]{0,25}[.]?[0-\
+        fn quantity_like_text_causes_no_panic(text in "[+-]?[0-9]{0,25}[.]?[0-\
             9]{0,25}([eE][+-]?[0-9]{0,12}|[numkMGTPEKi]{0,2})") {
             let _ = Bytes::from_quantity(&text);
         }
 
         #[test]
-        fn a_decimal_with_a_binary_suffix_is_rounded_up(
+        fn decimals_with_binary_suffixes_round_up(
             thousandths in 0u64..10_000_000,
             steps in 1u32..5,
         ) {

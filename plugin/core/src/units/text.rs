@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn excerpts_of_foreign_text_stay_short_and_on_one_line() {
+    fn excerpts_escape_newlines_and_truncate_text() {
         assert_eq!(excerpt("a\nb"), "a\\nb");
         assert_eq!(excerpt(&"x".repeat(1000)).chars().count(), 65);
     }

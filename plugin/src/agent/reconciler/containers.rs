@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_foreign_limit_is_not_the_users_limit() {
+    async fn observed_limits_are_adopted_only_after_updates() {
         let host = TestNode::new("").host;
         let node = Node::open(host.path(), Config::default()).unwrap();
         let containers = node.containers().clone();

@@ -510,7 +510,7 @@ mod tests {
 
     /// With paused time, tokio advances the clock as soon as every task waits.
     #[tokio::test(start_paused = true)]
-    async fn a_hanging_write_is_reported_and_new_settings_follow() {
+    async fn new_settings_apply_after_a_hanging_write() {
         let node = TestNode::new("nodeGuard: 1Gi\n");
         node.set("kubepods", "memory.max", "max");
         node.set("kubepods", "memory.stat", format!("inactive_file {}\n", 8u64 << 30));

@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_create_is_answered_while_the_kubelets_files_hang() {
+    async fn a_create_succeeds_while_kubelet_files_hang() {
         let host = host();
         let node = Node::open(host.path(), Config::default()).unwrap();
         let containers = node.containers().clone();

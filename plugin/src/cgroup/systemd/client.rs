@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_protection_of_a_unit_is_set_at_runtime_in_one_call() {
+    async fn one_runtime_call_sets_min_and_low() {
         let host = Host::new().with_bus();
         let set = host
             .systemd()
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_unit_has_already_is_not_set_again() {
+    async fn protection_equal_to_properties_is_not_set() {
         let host = Host::new().with_bus();
         let systemd = host.systemd();
         // memory.high differs from its property, but the unit already has the protection.
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn values_that_only_files_have_are_set_along_and_no_others() {
+    async fn set_carries_only_file_values_systemd_lacks() {
         let host = Host::new().with_bus();
         let fresh = [
             ("memory.max", "max\n"),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cgroup_that_no_unit_owns_is_told() {
+    async fn unowned_cgroups_report_no_unit() {
         let host = Host::new().with_bus();
         let systemd = host.systemd();
         let plain = host.cgroup("kubepods/pod1", &[]);
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cgroup_that_was_removed_is_not_taken_for_its_successor() {
+    async fn removed_cgroups_never_set_their_successors_unit() {
         let host = Host::new().with_bus();
         let cgroup = host.cgroup(POD, &[]);
         fs::remove_dir(host.directory.path().join("cgroup").join(POD)).unwrap();
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bus_that_never_answers_is_given_up_and_left_alone_for_a_while() {
+    async fn silent_bus_timeouts_cause_doubling_pauses() {
         let host = Host::new().with_bus();
         let (systemd, cgroup) = (host.systemd(), host.cgroup(POD, &[]));
         systemd.set(&cgroup, protection(0, 1), false).await.unwrap();
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_and_a_missing_bus_are_told() {
+    async fn errors_distinguish_missing_bus_denial_and_failure() {
         let host = Host::new();
         let cgroup = host.cgroup(POD, &[]);
         let error =
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn protection_of_what_stays_is_taken_off_and_reloaded() {
+    async fn existing_units_lose_only_protection_drop_ins() {
         let host = Host::new().with_bus();
         let remove = |path: &str| {
             remove_protection(host.directory.path(), &CgroupPath::parse(path).unwrap()).unwrap()

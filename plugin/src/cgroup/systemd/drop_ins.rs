@@ -156,7 +156,7 @@ mod tests {
     use crate::cgroup::systemd::properties::CARRIED;
 
     #[test]
-    fn drop_ins_of_ours_are_removed_when_the_cgroup_is_gone() {
+    fn removal_waits_until_the_cgroup_is_gone() {
         let host = Host::new();
         assert_eq!(drop_ins(host.directory.path()).unwrap(), []);
         assert!(!host.remove_drop_ins().unwrap());
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_all_carried_properties_are_removed() {
+    fn own_files_include_every_carried_property() {
         for (_, property) in CARRIED {
             let file = format!("50-{property}.conf");
             assert!(OURS.contains(&file.as_str()), "{file} would stay for the next unit");
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn drop_ins_of_pods_below_a_cgroup_root_are_known() {
+    fn pods_below_a_cgroup_root_are_found() {
         let host = Host::new();
         let unit = "kubelet-kubepods-besteffort-pod1_2.slice";
         host.drop_in(unit, OURS[0]);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn drop_ins_of_others_and_symbolic_links_are_left() {
+    fn foreign_files_and_symlinks_are_kept() {
         let host = Host::new();
         fs::remove_dir(host.directory.path().join("cgroup").join(POD)).unwrap();
         let outside = tempfile::tempdir().unwrap();

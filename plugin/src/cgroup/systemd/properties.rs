@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cpu_quota_comes_back_to_the_file_as_it_was() {
+    fn only_a_differing_cpu_quota_is_carried() {
         let carried = |file: &str, quota: u64, period: u64| {
             let properties = HashMap::from(
                 [("CPUQuotaPerSecUSec", quota), ("CPUQuotaPeriodUSec", period)]
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_amounts_of_memory_are_no_limit() {
+    fn huge_memory_values_mean_no_limit() {
         assert_eq!(in_file("memory.max", INFINITY), INFINITY);
         assert_eq!(in_file("memory.max", i64::MAX.unsigned_abs()), INFINITY);
         assert_eq!(in_file("memory.max", 0), 0);

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn findings_hold_no_control_characters_whatever_they_are_made_of() {
+    fn control_characters_are_escaped_and_text_shortened() {
         let finding = Finding::warning("nri", "\u{1b}[31m\u{202e}'x'\r", "x".repeat(LONGEST + 9));
         assert_eq!(finding.found, "\\u{1b}[31m\\u{202e}'x'\\r");
         assert_eq!(finding.advice.unwrap().chars().count(), LONGEST + 1);

@@ -74,7 +74,7 @@ mod tests {
     use crate::commands::doctor::fixture::*;
 
     #[test]
-    fn the_text_fits_80_columns_and_ends_with_a_verdict() {
+    fn text_fits_80_columns_with_verdict_last() {
         let root = TempDir::new().unwrap();
         for facts in [
             Node::good().facts(),

@@ -100,7 +100,7 @@ mod tests {
     use crate::commands::explain::testing::{explained, pod};
 
     #[test]
-    fn a_request_defaults_to_the_limit_and_says_so() {
+    fn a_missing_request_defaults_to_the_limit() {
         let explanation =
             explained(&pod("  containers: [{name: a, resources: {limits: {memory: 64Mi}}}]"));
         let container = &explanation.pods[0].containers[0];

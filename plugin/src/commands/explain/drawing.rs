@@ -60,7 +60,7 @@ mod tests {
     use crate::commands::explain::testing::basis;
 
     #[test]
-    fn the_drawing_is_to_scale_and_its_marks_stay_apart() {
+    fn marks_are_to_scale_and_never_overlap() {
         let drawing = |request: u64, limit: Option<u64>, policy: ReservationPolicy| {
             let basis =
                 Basis { policy: Policy { reservation: policy, ..Policy::default() }, ..basis() };

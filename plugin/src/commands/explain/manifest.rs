@@ -145,7 +145,7 @@ mod tests {
     use crate::commands::explain::testing::{basis, explained};
 
     #[test]
-    fn lists_and_templates_are_opened_and_other_objects_skipped() {
+    fn lists_and_templates_yield_their_pods() {
         let template = "{metadata: {}, spec: {containers: [{name: a}]}}";
         let manifest = format!(
             "---\nkind: Service\nmetadata: {{name: s, namespace: ns}}\n---\nkind: \

@@ -144,7 +144,7 @@ mod tests {
     use crate::commands::explain::testing::{explained, pod};
 
     #[test]
-    fn init_containers_and_sidecars_are_explained_and_count_for_the_class() {
+    fn init_containers_and_sidecars_affect_the_class() {
         let explanation = explained(&pod(
             "  initContainers:\n  - {name: setup}\n  - {name: mesh, restartPolicy: Always}\n  \
              containers:\n  - {name: a, resources: {limits: {cpu: 1, memory: 64Mi}}}\n",

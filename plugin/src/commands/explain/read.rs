@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn null_is_the_empty_value_of_its_type() {
+    fn null_becomes_the_empty_value() {
         let pod = json!({
             "metadata": {"labels": {"a": null}, "name": null},
             "spec": {

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_its_directory_is_a_failure() {
+    fn restoring_below_a_missing_directory_fails() {
         let root = tempfile::tempdir().expect("a directory");
         let gone = root.path().join("gone/file");
         for state in [

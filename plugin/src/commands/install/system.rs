@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_two_files_with_nris_section_containerd_1_7_knows_the_later_one_alone() {
+    fn containerd_1_7_ignores_earlier_nri_sections() {
         let host = tempfile::tempdir().expect("a directory");
         let put = |path: &str, text: &str| {
             let path = host.path().join(path);

@@ -163,7 +163,7 @@ mod tests {
     use crate::commands::lint::testing::{DEPLOYMENT, found, of_container, report};
 
     #[test]
-    fn each_rule_finds_what_it_is_for_and_nothing_else() {
+    fn resources_trigger_only_their_own_rules() {
         for (resources, expected) in [
             ("{requests: {memory: 256Mi}, limits: {memory: 1Gi}}", &[][..]),
             (
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pod_has_for_all_of_its_containers_need_not_be_said_for_each() {
+    fn pod_resources_replace_missing_container_resources() {
         let of_pod = |resources: &str| of_container("{}", &format!("resources: {resources}"));
         assert_eq!(of_pod("{limits: {memory: 1Gi}}"), [""; 0]);
         assert_eq!(of_pod("{requests: {memory: 1Gi}}"), ["memory-limit-missing"]);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_has_the_line_of_what_it_is_about() {
+    fn every_finding_has_its_source_line() {
         let text = format!(
             "kind: Service\n---\n{DEPLOYMENT}---\nkind: List\nitems:\n- kind: Pod\n  spec:\n    \
              containers:\n    - name: x\n      resources:\n        limits:\n          memory: 1GB\n"
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn values_class_and_ratio_are_those_of_an_explanation() {
+    fn json_and_text_report_class_and_ratio() {
         let report = report(DEPLOYMENT);
         let json = serde_json::to_value(&report).unwrap();
         let app = &json["containers"][2];

@@ -172,7 +172,7 @@ mod tests {
     use crate::commands::lint::testing::{found, report, rules};
 
     #[test]
-    fn a_field_of_the_wrong_type_is_found_on_its_line() {
+    fn a_wrong_field_type_reports_its_line() {
         let text = "kind: Job\nspec:\n  template:\n    spec:\n      containers:\n      - name: \
                     a\n        tty: 3\n";
         assert_eq!(rules(text), [(7, "invalid")]);
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_document_hides_nothing_of_the_others() {
+    fn a_broken_document_hides_no_other_findings() {
         let text = "kind: Pod\nspec: {containers: []}\n---\nkind: [\n--- # third\na: b: \
                     c\n...\n%YAML 1.2\n---\nkind: Pod\nspec: {containers: []}\n";
         assert_eq!(rules(text), [(2, "invalid"), (4, "syntax"), (6, "syntax"), (11, "invalid")]);

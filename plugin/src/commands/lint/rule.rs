@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_rule_is_in_the_list_under_a_name_of_its_own() {
+    fn rule_names_are_unique_and_lowercase() {
         let mut ids = Rule::ALL.map(Rule::id);
         ids.sort_unstable();
         assert!(ids.windows(2).all(|pair| pair[0] != pair[1]));

@@ -80,7 +80,7 @@ mod tests {
     use crate::commands::lint::testing::report;
 
     #[test]
-    fn hostile_names_do_no_harm_in_any_form() {
+    fn hostile_names_are_harmless_in_every_format() {
         let hostile = format!("\\e[31m\\nf.yaml:1: error: x\\u202e\\x85{}", "x".repeat(1 << 20));
         // YAML limits an implicit key (a key without `?`) to 1024 characters.
         let key = &hostile[..50];

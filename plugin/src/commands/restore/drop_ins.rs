@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_guards_drop_in_is_removed_if_it_adds_nothing() {
+    async fn a_redundant_limit_loses_its_drop_in() {
         assert_eq!(restore("max", &[]).await, (false, 1));
         let gib = (1_u64 << 30).to_string();
         for (file, content) in [
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_limit_that_was_set_at_runtime_keeps_its_drop_in() {
+    async fn a_runtime_limit_keeps_its_drop_in() {
         let gib = (1_u64 << 30).to_string();
         assert_eq!(restore(&gib, &[]).await, (true, 0));
         for content in
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_with_max_is_not_restored_to_0() {
+    fn max_does_not_count_as_original_zero() {
         let host = tempfile::tempdir().expect("a directory");
         let root = host.path().join("sys/fs/cgroup");
         let cgroup = root.join("system.slice");

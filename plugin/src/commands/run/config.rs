@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_truncated_file_is_waited_for_at_the_start() {
+    fn an_empty_file_is_awaited_until_written() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("plimsoll.yaml");
         fs::write(&file, "").expect("written");

@@ -47,7 +47,7 @@ mod tests {
     use crate::commands::status::sample::{container, status};
 
     #[test]
-    fn the_load_is_drawn_to_scale_and_its_marks_stay_apart() {
+    fn usage_fills_to_scale_without_hiding_marks() {
         let drawn = |usage, min, high, max| {
             let status = status(&container("a", usage, min, high, max));
             load(&status.containers[0], &status)

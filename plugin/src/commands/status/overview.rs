@@ -91,7 +91,7 @@ mod tests {
     use crate::commands::status::sample::{container, status};
 
     #[test]
-    fn a_table_is_no_wider_than_the_terminal_and_says_most_in_what_there_is() {
+    fn tables_fit_the_width_with_main_columns() {
         let long = container(
             "a-very-long-name-of-a-pod-that-nobody-would-type-6d4cf56db6-x2x8h",
             50,

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn null_is_allowed_where_it_has_an_effect() {
+    fn only_fields_with_null_meaning_accept_null() {
         for (outer, field) in all() {
             assert_eq!(parse_field(outer, field, "null").is_ok(), field.null.is_some());
         }

@@ -253,7 +253,7 @@ mod tests {
     use crate::host::fixture::put;
 
     #[test]
-    fn the_configuration_is_the_one_that_containerd_is_started_with() {
+    fn the_start_command_determines_the_configuration() {
         for flag in [
             "--config /x.toml",
             "--config=/x.toml",
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn of_sections_the_last_one_counts_whole_before_containerd_2_and_by_key_since() {
+    fn only_containerd_2_merges_sections_by_key() {
         let host = tempfile::tempdir().unwrap();
         let section = "[plugins.'io.containerd.nri.v1.nri']\n";
         let main = format!(
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn short_names_count_in_format_1_before_2_0() {
+    fn format_1_uses_short_names_before_v2() {
         let old = Some(Version(1, 7, 24));
         let new = Some(Version(2, 0, 0));
         let [short, full] =
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn disabled_plugins_have_short_names_in_format_1() {
+    fn disabled_plugins_take_full_names_since_v2() {
         for (version, name, is_disabled) in [
             (Version(1, 7, 24), "nri", true),
             (Version(1, 7, 24), NRI_PLUGIN, false),

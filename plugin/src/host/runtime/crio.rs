@@ -36,7 +36,7 @@ mod tests {
     use crate::host::runtime::nri_settings::NriSwitch;
 
     #[test]
-    fn crio_reads_directories_below_its_drop_ins_too() {
+    fn nested_drop_ins_apply_in_path_order() {
         let host = tempfile::tempdir().unwrap();
         let is = |on| format!("[crio.nri]\nenable_nri = {on}\n");
         put(host.path(), "etc/crio/crio.conf.d/10-a.conf", &is(true));

@@ -67,7 +67,7 @@ mod tests {
     use crate::host::runtime::kind::CONTAINERD;
 
     #[test]
-    fn a_runtime_is_asked_for_its_version_where_systemd_starts_it_from() {
+    fn the_systemd_exec_start_path_comes_first() {
         let host = tempfile::tempdir().unwrap();
         let elsewhere = ["containerd", "/usr/local/bin/containerd"];
         assert_eq!(CONTAINERD.programs(host.path()), elsewhere);

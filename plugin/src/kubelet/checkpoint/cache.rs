@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_seen_and_a_torn_file_has_no_records() {
+    fn rewrites_are_seen_and_truncation_is_reported() {
         let mut node = Node::new();
         let good = envelope(&entries("2Mi"), None);
         node.write(CheckpointFile::Actuated, &envelope(&entries("1Mi"), None));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn links_pipes_and_directories_are_refused_without_blocking() {
+    fn non_regular_files_are_refused_without_blocking() {
         let mut node = Node::new();
         let target = node.dir.path().join("target");
         fs::write(&target, envelope(&entries("2Mi"), None)).unwrap();

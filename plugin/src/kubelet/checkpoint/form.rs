@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_cut_of_a_good_file_is_refused() {
+    fn every_truncated_checkpoint_is_refused() {
         let good = envelope(&entries("2Mi"), Some("v2"));
         for end in 0..good.len() {
             assert!(parse(good.as_bytes()[..end].to_vec()).is_err(), "{end}");
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_tells_the_limits_of_pod_and_containers() {
+    fn a_record_holds_pod_and_container_limits() {
         let found = |pod_level: Value| {
             let mut node = Node::new();
             let data = json!({"entries": {"uid-1": {
@@ -298,14 +298,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_checkpoint_or_an_error(
+        fn arbitrary_bytes_cause_no_parser_panic(
             bytes in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
             let _ = parse(bytes);
         }
 
         #[test]
-        fn any_data_is_a_checkpoint_or_an_error(data in r#"[{}\[\]":,a-z0-9]{0,60}"#) {
+        fn an_arbitrary_data_string_causes_no_panic(data in r#"[{}\[\]":,a-z0-9]{0,60}"#) {
             let _ = parse(json!({"data": data}).to_string().into_bytes());
         }
 

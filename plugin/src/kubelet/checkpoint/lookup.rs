@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_that_is_right_for_the_moment_is_preferred() {
+    fn creation_prefers_actuated_but_update_prefers_allocated() {
         let mut node = Node::new();
         node.write(
             CheckpointFile::StatusManager,
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn no_file_no_directory_no_pod_and_no_container_are_no_problem() {
+    fn missing_files_and_records_are_no_problem() {
         let mut nowhere = Checkpoints::new("/nonexistent/kubelet");
         let found = nowhere.lookup(&PodUid::new("uid-1"), "web", Moment::Create);
         assert!(found.found.unwrap().record.is_none() && found.problems.is_empty());
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bad_quantity_spoils_only_its_own_record() {
+    fn an_invalid_quantity_affects_only_its_record() {
         let mut node = Node::new();
         let data = json!({"entries": {"uid-1": {"ContainerResources": {
             "web": {"requests": {"memory": "1Mi"}},
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_without_entries_says_what_is_needed() {
+    fn a_format_without_entries_needs_newer_plimsoll() {
         let mut node = Node::new();
         for (data, version) in
             [(json!({"podList": "AAEC"}), Some("v2")), (json!({"pods": []}), Some("v3"))]
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn another_bad_file_does_not_hide_a_good_one() {
+    fn a_malformed_file_hides_no_valid_file() {
         let mut node = Node::new();
         node.write(CheckpointFile::Actuated, "garbage");
         node.write(CheckpointFile::Allocated, &envelope(&entries("2Mi"), None));
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_not_changed_is_found_without_reading_and_what_has_is_not() {
+    fn the_cache_answers_only_for_unchanged_files() {
         let mut node = Node::new();
         let unchanged = |node: &Node, container| {
             let found =

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_gate_is_off_only_where_every_version_has_it_so() {
+    fn inconclusive_gates_make_memory_qos_version_dependent() {
         let of = |config: &str| KubeletReservations::parse(config).unwrap().memory_qos;
         let gates = |gates: &str| of(&format!("featureGates: {{{gates}}}"));
         assert_eq!(gates("MemoryQoS: false"), MemoryQos::Off);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn eviction_thresholds_have_the_kubelets_defaults_and_percentages() {
+    fn eviction_thresholds_use_defaults_and_percentages() {
         for (config, total, expected) in [
             ("", 8192, mib(100)),
             ("evictionHard: null", 8192, mib(100)),
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kubelets_configuration_may_be_json_and_may_hold_numbers() {
+    fn json_and_numeric_quantities_are_accepted() {
         let reservations = KubeletReservations::parse(
             r#"{"systemReserved": {"memory": 1048576}, "kubeReserved": null, "port": 10250}"#,
         );
@@ -240,7 +240,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_kubelet_configuration_or_an_error(text in "(systemReserved|kubeReserved|\
+        fn arbitrary_text_causes_no_parser_panic(text in "(systemReserved|kubeReserved|\
             evictionHard|memory|memory.available|: |[{}%\\[\\],-]|[0-9]{1,22}|Mi|\n|.){0,20}") {
             let _ = KubeletReservations::parse(&text);
         }

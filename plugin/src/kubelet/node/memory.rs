@@ -274,7 +274,7 @@ evictionHard:
     }
 
     #[test]
-    fn what_the_plugin_itself_has_set_says_nothing_of_the_kubelet() {
+    fn the_node_guards_own_limit_is_ignored() {
         let record =
             r#"{"cgroup": "kubepods", "inode": 7, "before": "max", "lines": [4294967296]}"#;
         let files = [(MEMINFO, MEMINFO_8G), ("run/plimsoll/guard", record)];
@@ -303,7 +303,7 @@ evictionHard:
     }
 
     #[test]
-    fn kubepods_confirms_the_configuration_though_rounded_to_pages() {
+    fn page_rounded_kubepods_confirms_the_configuration() {
         for path in KUBEPODS_MAX {
             let max = format!("{}\n", Bytes::new(BEFORE_EVICTION).floor_to(PageSize::KIB4));
             let (_root, memory) =
@@ -314,7 +314,7 @@ evictionHard:
     }
 
     #[test]
-    fn what_is_in_force_outranks_a_configuration_that_does_not_explain_it() {
+    fn contradicting_kubepods_outranks_the_configuration() {
         let (_root, memory) = node(&[
             (MEMINFO, MEMINFO_8G),
             (KUBELET_CONFIG, CONFIG),
@@ -335,7 +335,7 @@ evictionHard:
     }
 
     #[test]
-    fn a_place_that_cannot_be_searched_is_a_problem() {
+    fn an_unsearchable_cgroup_root_is_a_problem() {
         let (root, memory) = node(&[(MEMINFO, MEMINFO_8G)]);
         assert!(memory.problems.is_empty(), "{:?}", memory.problems);
         let cgroups = root.path().join(CGROUPS);
@@ -349,7 +349,7 @@ evictionHard:
     }
 
     #[test]
-    fn a_configuration_that_was_not_read_settles_nothing() {
+    fn an_unread_gate_leaves_memory_qos_unknown() {
         let unsettled =
             |files: &[(&str, &str)]| node(files).1.unsettled.map(|unsettled| unsettled.to_string());
         let nowhere = unsettled(&[]).unwrap();
@@ -396,7 +396,7 @@ evictionHard:
     }
 
     #[test]
-    fn kubepods_alone_has_only_the_default_eviction_threshold_left_to_subtract() {
+    fn default_eviction_is_subtracted_from_kubepods_alone() {
         let (_root, memory) = node(&[(MEMINFO, MEMINFO_8G), (KUBEPODS_MAX[1], "4294967296\n")]);
         assert_eq!(
             (memory.allocatable, memory.source),
@@ -410,7 +410,7 @@ evictionHard:
     }
 
     #[test]
-    fn without_a_kubelet_all_memory_but_hugepages_is_allocatable() {
+    fn without_kubelet_only_hugepages_are_subtracted() {
         let meminfo = MEMINFO_8G.replace("Hugetlb:               0", "Hugetlb:         1048576");
         let (_root, memory) = node(&[(MEMINFO, &meminfo)]);
         assert_eq!(
@@ -421,7 +421,7 @@ evictionHard:
     }
 
     #[test]
-    fn hugepages_are_not_allocatable_either_way_kubepods_counts_them() {
+    fn hugepages_are_subtracted_exactly_once() {
         let meminfo = MEMINFO_8G.replace("Hugetlb:               0", "Hugetlb:         1048576");
         for before in [BEFORE_EVICTION, BEFORE_EVICTION - (1 << 30)] {
             let max = Bytes::new(before).floor_to(PageSize::KIB4).to_string();
@@ -470,7 +470,7 @@ evictionHard:
     }
 
     #[test]
-    fn a_directory_in_place_of_a_file_is_a_problem_and_no_panic() {
+    fn a_directory_as_configuration_is_a_problem() {
         let (root, _) = node(&[(MEMINFO, MEMINFO_8G)]);
         fs::create_dir_all(root.path().join(KUBELET_CONFIG)).unwrap();
         let guard = fs::read(root.path().join(GuardRecord::PATH)).ok();

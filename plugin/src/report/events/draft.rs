@@ -172,7 +172,7 @@ mod tests {
     use crate::report::events::fixtures::{MIB, draft, overcommitted, rejected, subject};
 
     #[test]
-    fn what_a_pods_owner_can_do_something_about_is_an_event_and_the_nodes_own_affairs_are_not() {
+    fn only_incidents_for_pod_owners_become_events() {
         for (kinds, expected) in [
             (
                 &[
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_has_what_the_api_server_wants_and_regards_the_container() {
+    fn an_event_identifies_its_container_and_reason() {
         let event =
             serde_json::to_value(draft("0a-1", "app", &rejected(100)).event("node-1")).unwrap();
         assert_eq!(
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_pod_of_kubernetes_can_have_make_no_event() {
+    fn names_invalid_in_kubernetes_make_no_event() {
         let huge = "x".repeat(1 << 20);
         let what = rejected(100);
         for pod in
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_plugin_that_starts_anew_tells_again_has_the_same_name() {
+    fn admission_events_have_stable_names() {
         let name = |what: &Incident| draft("u", "app", what).name();
         assert_eq!(name(&overcommitted()), name(&overcommitted()));
         let beyond = |mib: u64| Incident::BeyondNode {
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn another_value_is_another_event_as_its_text_stays() {
+    fn drafts_with_different_values_are_not_alike() {
         let raised = |mib: u64| Incident::PodRaised {
             knob: "memory.max",
             desired: (mib * MIB).to_string(),

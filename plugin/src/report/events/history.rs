@@ -120,7 +120,7 @@ mod tests {
     use crate::report::events::fixtures::{beyond_node, draft, overcommitted, rejected};
 
     #[tokio::test(start_paused = true)]
-    async fn the_same_thing_of_the_same_container_is_one_event() {
+    async fn recent_identical_incidents_share_one_event() {
         let mut history = History::new(Instant::now());
         let mut decide = |draft: &EventDraft, after: u64| {
             history.decide(draft, Instant::now() + Duration::from_secs(after))
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_than_so_much_is_written_of_a_pod_and_on_the_node() {
+    async fn rate_limits_apply_per_pod_and_node() {
         let (mut history, start) = (History::new(Instant::now()), Instant::now());
         let different = |number: u64| draft("u", "app", &rejected(number));
         let written = |history: &mut History, now| {

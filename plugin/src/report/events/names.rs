@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_is_as_long_as_it_may_be_and_does_nothing_to_a_terminal() {
+    fn notes_are_shortened_and_control_characters_escaped() {
         for text in [
             "x".repeat(1 << 20),
             "ü".repeat(2000),
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_in_names_are_those_of_every_version() {
+    fn stable_hash_matches_published_fnv_values() {
         // The published test values of FNV-1a.
         assert_eq!(stable_hash(b""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(stable_hash(b"foobar"), 0x8594_4171_f739_67e8);

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_told_again_is_a_patch_of_the_count() {
+    async fn a_repeat_patches_the_series_count() {
         let (publisher, requests, connections) = publisher(&[200, 200, 200]);
         assert_eq!(publish(publisher, 3).await, 0);
         let requests = requests.lock().unwrap();
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_fails_is_tried_again_with_credentials_read_anew() {
+    async fn each_retry_reconnects_with_the_same_event() {
         let (publisher, requests, connections) = publisher(&[503, 0, 401, 403, 429, 409]);
         // The final 409 means that an earlier attempt created the Event, but the API server's
         // answer was lost.
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_the_server_refuses_is_not_tried_again() {
+    async fn a_permanently_refused_event_is_dropped() {
         for code in [&[1403, 200][..], &[422, 200], &[404, 200], &[413, 200]] {
             let (publisher, requests, _) = publisher(code);
             assert_eq!(publish(publisher, 2).await, 1, "{code:?}");
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_server_forbids_that_has_taken_others_keeps_nobody_waiting() {
+    async fn a_403_after_success_is_not_retried() {
         let (publisher, requests, connections) = publisher(&[200, 403, 200]);
         assert_eq!(publish(publisher, 3).await, 1);
         let methods: Vec<_> =
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_outage_is_tried_less_and_less_often_however_much_waits() {
+    async fn queued_events_share_one_retry_backoff() {
         let (publisher, requests, _) = publisher(&[500; 200]);
         let dropped = publisher.dropped.clone();
         let (sender, queue) = mpsc::channel(QUEUE);
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_event_that_was_removed_meanwhile_is_made_anew() {
+    async fn a_removed_event_is_created_again() {
         let (publisher, requests, _) = publisher(&[200, 404, 200]);
         assert_eq!(publish(publisher, 2).await, 0);
         let methods: Vec<_> =
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_become_old_is_thrown_away_and_nothing_is_tried_at_rest() {
+    async fn a_stale_event_is_dropped_after_retries() {
         let (publisher, requests, _) = publisher(&[500; 100]);
         let start = Instant::now();
         assert_eq!(publish(publisher, 1).await, 1);

@@ -95,7 +95,7 @@ mod tests {
     use crate::report::events::fixtures::{rejected, subject};
 
     #[test]
-    fn what_does_not_fit_into_the_queue_is_dropped_and_counted() {
+    fn incidents_beyond_capacity_are_dropped_and_counted() {
         let (sender, mut queue) = mpsc::channel(QUEUE);
         let events =
             Events(Mutex::new(EventQueue { is_known: true, source: None, queue: Some(sender) }));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_same_credentials_are_gone_on_with_and_others_take_their_place() {
+    async fn only_changed_credentials_replace_the_queue() {
         let (events, dropped) = (Events::default(), Counter::default());
         let queue = || lock(&events.0).queue.clone().unwrap();
         let source = |path: &str| Some(Source::Kubeconfig(path.into()));

@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_things_are_done_in_parallel_and_come_in_their_order() {
+    fn results_keep_the_order_of_items() {
         let items: Vec<usize> = (0..1000).collect();
         assert_eq!(
             in_parallel(&items, |item| item * 2),

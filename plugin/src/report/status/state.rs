@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worst_that_is_known_is_the_state() {
+    fn the_most_severe_fact_decides_the_state() {
         let cut = LowerLimit { limit: mib(100), in_force: mib(250), usage: Usage::default() };
         let killed = Incident::Killed {
             limit: None,

@@ -119,7 +119,7 @@ async fn claims_change_only_under_their_condition() {
 }
 
 #[tokio::test]
-async fn systemd_is_never_told_what_somebody_else_wrote() {
+async fn systemd_receives_desired_values_not_foreign_writes() {
     let arranged = Arranged::new();
     // The time between two repairs decides whether the plugin repairs, so stop the clock.
     tokio::time::pause();
@@ -163,7 +163,7 @@ async fn no_values_are_forgotten_during_a_synchronization() {
 }
 
 #[tokio::test]
-async fn a_new_cgroup_without_values_is_no_foreign_change() {
+async fn a_new_cgroup_is_no_foreign_change() {
     let arranged = Arranged::new();
     arranged.claim(8192);
     assert_eq!(arranged.min(), bytes(8192));
@@ -179,7 +179,7 @@ async fn a_new_cgroup_without_values_is_no_foreign_change() {
 }
 
 #[tokio::test]
-async fn a_foreign_write_counts_while_systemd_is_told() {
+async fn foreign_writes_count_while_systemd_is_late() {
     let arranged = Arranged::new();
     arranged.host.fake().mood = Mood::Late;
     arranged.make_last();
@@ -199,7 +199,7 @@ async fn a_foreign_write_counts_while_systemd_is_told() {
 }
 
 #[tokio::test]
-async fn what_systemd_writes_late_does_not_outlast_what_is_newer_and_is_nobody_elses() {
+async fn late_systemd_writes_are_replaced_without_contention() {
     let arranged = Arranged::new();
     arranged.host.fake().mood = Mood::Late;
     let writes = arranged.host.fake().writes.clone();
@@ -262,7 +262,7 @@ impl Tree {
 }
 
 #[tokio::test]
-async fn cgroups_above_kubepods_get_its_values_and_their_originals_back() {
+async fn cgroups_above_kubepods_are_raised_and_restored() {
     const CGROUPS: [&str; 4] = ["a", "a/b", "a/b/kubepods", "a/b/kubepods/pod1"];
     let tree = Tree::new(&CGROUPS.map(|cgroup| (cgroup, if cgroup == "a" { 12288 } else { 0 })));
     tree.claim("a/b/kubepods/pod1", 8192);
@@ -277,7 +277,7 @@ async fn cgroups_above_kubepods_get_its_values_and_their_originals_back() {
 }
 
 #[tokio::test]
-async fn cgroups_above_a_reserved_cgroup_get_its_value() {
+async fn reserved_memory_is_added_to_parent_cgroups() {
     const CGROUPS: [&str; 5] = ["s", "s/k", "s/r", "s/k/kubepods", "s/k/kubepods/pod1"];
     let tree = Tree::new(&CGROUPS.map(|cgroup| (cgroup, 0)));
     let reserved = "systemReserved: {memory: 4Mi}\nsystemReservedCgroup: /s/r\n";

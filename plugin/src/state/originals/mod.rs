@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn cgroups_that_were_restored_are_remembered_as_former() {
+    fn restored_cgroups_are_remembered_as_former() {
         let host = tempfile::tempdir().unwrap();
         let slice = cgroup("system.slice", 7);
         let mut originals = Originals::load(host.path()).unwrap();
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn raised_limits_are_remembered_with_the_first_value() {
+    fn raised_limits_keep_their_first_value() {
         let host = tempfile::tempdir().unwrap();
         let mut originals = Originals::load(host.path()).unwrap();
         let limit = |inode, from: &str, to: &str| RaisedLimit {
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_cannot_be_read_are_counted_and_kept() {
+    fn unreadable_lines_are_counted_and_kept() {
         let host = tempfile::tempdir().unwrap();
         fs::create_dir_all(host.path().join(DIRECTORY)).unwrap();
         let lines = [
@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_are_gone_leave_the_file_in_the_end() {
+    fn removed_containers_are_deleted_from_the_file() {
         let host = tempfile::tempdir().unwrap();
         let mut originals = Originals::load(host.path()).unwrap();
         for id in 0..3 * SLACK {
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_down_is_said_and_remembered() {
+    fn a_failed_write_keeps_values_in_memory() {
         let host = tempfile::tempdir().unwrap();
         // Create a file where the plugin expects a directory.
         fs::write(host.path().join("run"), "").unwrap();

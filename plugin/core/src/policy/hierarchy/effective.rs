@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_examples_come_out_as_it_says() {
+    fn results_match_the_kernels_documented_examples() {
         // Example from mm/memcontrol.c of Linux 5.x: a parent has 2 GiB of protection. The
         // children's settings are 3, 1, 0 and 10 GiB, and their usages are 2, 2, 2 and 0 GiB. The
         // first two children get 1.3 and 0.6 GiB.
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tree_of_the_kernels_selftest_is_divided_by_use() {
+    fn siblings_split_protection_as_in_kernel_selftest() {
         // Source: tools/testing/selftests/cgroup/test_memcontrol.c, test_memcg_protection.
         let rows = [
             ("a", 50, 0, 150),
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn protection_needs_every_level_unless_it_is_recursive() {
+    fn only_recursive_protection_may_skip_lower_levels() {
         // Results of measurements: a container uses 100 MiB, and a process outside kubepods causes
         // the memory pressure.
         const CONTAINER: &str = "kubepods/burstable/pod/container";
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn where_reclaim_starts_its_own_files_play_no_part() {
+    fn the_reclaim_roots_own_values_are_ignored() {
         let rows = [
             ("kubepods", 0, 0, 100),
             ("kubepods/burstable", 0, 80, 100),
@@ -258,14 +258,14 @@ mod tests {
     }
 
     #[test]
-    fn without_its_ancestors_nothing_is_said_of_a_cgroup() {
+    fn cgroups_with_unobserved_ancestors_are_left_out() {
         let rows = [("a", 10, 0, 10), ("b/c", 10, 0, 10), ("b/c/d", 10, 0, 10)];
         let found = effective_tree(None, &observed(&rows), true);
         assert_eq!(found.into_keys().collect::<Vec<_>>(), [path("a")]);
     }
 
     #[test]
-    fn unused_protection_of_a_cgroup_is_its_siblings() {
+    fn unused_protection_goes_to_siblings() {
         let rows = [("a", 100, 0, 100), ("a/b", 100, 0, 10), ("a/c", 100, 0, 90)];
         assert_eq!(min_of(&rows, false, "a/b"), 10);
         assert_eq!(min_of(&rows, false, "a/c"), 90);
@@ -303,7 +303,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn effective_protection_exceeds_neither_usage_nor_what_the_parent_has(
+        fn effective_protection_exceeds_neither_usage_nor_parent(
             observed in consistent(),
             recursive in any::<bool>(),
         ) {
@@ -328,7 +328,7 @@ mod tests {
         }
 
         #[test]
-        fn below_a_parent_with_nothing_every_claim_is_inert(mut observed in consistent()) {
+        fn claims_below_an_unprotected_ancestor_are_inert(mut observed in consistent()) {
             let parents: Vec<_> =
                 observed.keys().filter(|cgroup| cgroup.parent().is_none()).cloned().collect();
             for parent in parents {
@@ -345,7 +345,7 @@ mod tests {
         }
 
         #[test]
-        fn what_the_tree_asks_for_protects_every_container(
+        fn tree_values_protect_every_container_claim(
             claims in prop::collection::vec(
                 (0..6usize, (0..1000u64, 0..1000u64), 0..3000u64),
                 1..12,

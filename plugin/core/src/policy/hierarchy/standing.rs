@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_standing_is_the_worse_of_both_files() {
+    fn the_worse_of_min_and_low_decides() {
         for (setting, usage, effective, expected) in [
             ((0, 0), 100, (0, 0), Standing::Unclaimed),
             ((0, 0), 100, (100, 100), Standing::Unclaimed),

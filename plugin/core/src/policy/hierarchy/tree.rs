@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_asks_for_no_more_than_its_own_limit() {
+    fn a_pod_limit_caps_protection_low_first() {
         let mut tree = Tree::new(None);
         let pod = guaranteed("pod1");
         for container in ["a", "b"] {
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_above_a_removed_pod_stays_known() {
+    fn parents_of_a_removed_pod_stay_known() {
         let mut tree = Tree::new(None);
         tree.claim(&burstable("a"), "1", protection(0, 100));
         tree.claim(&burstable("a"), "2", protection(0, 100));
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_said_to_be_of_another_class_takes_its_claims_along() {
+    fn a_qos_class_change_moves_existing_claims() {
         let mut tree = Tree::new(Some(Bytes::new(150)));
         tree.claim(&place("x/y/a", QosClass::Burstable), "1", protection(0, 100));
         tree.claim(&place("x/y/b", QosClass::Burstable), "2", protection(0, 100));
@@ -572,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_is_shared_by_burstable_pods_when_guaranteed_ones_fit() {
+    fn other_classes_share_the_remaining_budget() {
         let mut tree = Tree::new(Some(Bytes::new(1000)));
         tree.claim(&guaranteed("g"), "1", protection(700, 0));
         tree.claim(&burstable("a"), "2", protection(0, 200));
@@ -624,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn guaranteed_pods_share_the_budget_when_they_exceed_it() {
+    fn guaranteed_pods_share_a_short_budget_proportionally() {
         let mut tree = Tree::new(Some(Bytes::new(100)));
         tree.claim(&burstable("a"), "1", protection(0, 50));
         tree.claim(&guaranteed("g"), "2", protection(200, 0));
@@ -653,7 +653,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_beyond_the_largest_amount_are_shared_exactly() {
+    fn overflowing_sums_are_shared_and_released_exactly() {
         let max = Bytes::MAX.get();
         let mut tree = Tree::new(None);
         for container in 0..40 {
@@ -792,7 +792,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sums_are_those_computed_anew_and_what_changed_is_returned(
+        fn updates_return_changes_and_match_recomputation(
             events in prop::collection::vec(event(), 0..60),
         ) {
             let (mut tree, mut model) = (Tree::new(None), Model::default());
@@ -829,7 +829,7 @@ mod tests {
         }
 
         #[test]
-        fn no_level_has_more_than_its_parent_and_all_pods_no_more_than_the_budget(
+        fn levels_stay_within_parents_and_budget(
             events in prop::collection::vec(event(), 0..60),
             budget in amount(),
         ) {

@@ -178,7 +178,7 @@ mod tests {
     use crate::commands::doctor::fixture::*;
 
     #[test]
-    fn a_limit_that_the_configuration_does_not_explain_is_warned_of() {
+    fn an_unexplained_kubepods_limit_is_a_warning() {
         let node = Node::good();
         node.write("sys/fs/cgroup/kubepods.slice/memory.max", "4294967296\n");
         let found = "does not explain memory.max of kubepods";
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_from_pods_is_no_more_than_the_kubelet_keeps() {
+    fn a_guard_above_reserved_memory_warns() {
         let node = Node::good();
         node.write(DROP_IN, "nodeGuard: 90Mi\n");
         ok(&node.facts(), "node-guard", "leaves pods 7.9Gi of 8Gi");

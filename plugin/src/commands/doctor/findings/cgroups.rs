@@ -210,7 +210,7 @@ mod tests {
     use crate::host::files::Unreadable;
 
     #[test]
-    fn cgroups_of_version_1_fail_and_are_told_from_the_hybrid() {
+    fn v1_hybrid_and_no_cgroups_fail_differently() {
         for (place, found) in [
             ("unified/cgroup.controllers", "found the hybrid hierarchy"),
             ("memory/tasks", "found version 1"),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_controller_has_to_be_on_at_every_level_that_has_children() {
+    fn levels_with_children_need_the_memory_controller() {
         let controller = |path: &str, text: &str| {
             let node = Node::good();
             node.write(&format!("{CGROUPS}/{path}"), text);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_that_cannot_be_listed_is_unknown() {
+    fn an_unlistable_level_is_unknown() {
         let mut facts = Node::good().facts();
         let level =
             facts.cgroups.levels.iter_mut().find(|level| level.path == "kubepods.slice").unwrap();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn kubepods_is_looked_at_below_a_cgroup_root() {
+    fn kubepods_below_a_cgroup_root_is_checked() {
         let node = Node::good();
         fs::create_dir(node.path("sys/fs/cgroup/kubelet.slice")).unwrap();
         let kubepods = "sys/fs/cgroup/kubelet.slice/kubelet-kubepods.slice";
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_the_kernel_should_have_are_missed() {
+    fn missing_kernel_files_fail_or_warn() {
         for (file, mark) in [
             ("memory.high", Mark::Failed),
             ("memory.reclaim", Mark::Warning),
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_may_do_better_is_said() {
+    fn missing_recursive_protection_and_pressure_warn() {
         let node = Node::good();
         node.write("proc/self/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n");
         expect(

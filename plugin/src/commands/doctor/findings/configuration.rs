@@ -122,7 +122,7 @@ mod tests {
     use crate::commands::doctor::fixture::*;
 
     #[test]
-    fn every_mistake_of_the_plugins_configuration_is_shown() {
+    fn all_mistakes_in_a_file_are_reported() {
         let node = Node::good();
         node.write(DROP_IN, "logLevel: loud\nmemoryThrottlingFactor: 2\n");
         // Without a valid configuration file, doctor does not know the mode either.
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_of_a_plugin_that_does_not_tell_it_is_unknown() {
+    fn an_unresponsive_plugin_has_unknown_mode() {
         let mut node = Node::good();
         node.listen("run/plimsoll/plimsoll.sock");
         node.die("run/plimsoll/plimsoll.sock");

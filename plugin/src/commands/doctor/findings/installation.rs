@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn other_plugins_are_named_and_rivals_warned_of() {
+    fn other_plugins_that_set_memory_cause_warnings() {
         let plugin = |name: &str| {
             let node = Node::good();
             let path = format!("opt/nri/plugins/{name}");

@@ -192,7 +192,7 @@ mod tests {
     use crate::commands::doctor::fixture::*;
 
     #[test]
-    fn what_is_wrong_with_the_kubelet_is_said() {
+    fn memory_qos_warns_and_errors_are_unknown() {
         for (policy, found) in [
             ("None", "lose their protection"),
             ("TieredReservation", "memory.high of the same cgroups"),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_and_drop_ins_of_the_kubelet_are_not_ok() {
+    fn overriding_flags_and_drop_ins_are_unknown() {
         let config = "/usr/bin/kubelet\0--config\0/var/lib/kubelet/config.yaml\0";
         for (flags, found) in [
             ("--config-dir=/etc/kubernetes/kubelet.conf.d\0", "kubelet.conf.d: 20.conf"),
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_gate_is_unknown_without_a_version() {
+    fn an_unset_memory_qos_gate_is_unknown() {
         let node = Node::good();
         node.write(KUBELET_CONFIG, "kind: KubeletConfiguration\n");
         let found =
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn checkpoints_are_read() {
+    fn unreadable_or_missing_checkpoints_are_reported() {
         let node = Node::good();
         node.write("var/lib/kubelet/actuated_pods_state", "{");
         expect(

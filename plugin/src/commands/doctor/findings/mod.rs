@@ -104,7 +104,7 @@ mod tests {
 
     /// Without its file, no check may have the result ok.
     #[test]
-    fn a_file_that_is_missing_is_never_ok() {
+    fn a_missing_file_makes_its_check_unknown() {
         for (path, check) in [
             ("sys/fs/cgroup/kubepods.slice/cgroup.subtree_control", "memory-controller"),
             ("proc/sys/kernel/osrelease", "kernel"),
@@ -132,7 +132,7 @@ mod tests {
 
     /// Not even root can read through a symbolic link that points to itself.
     #[test]
-    fn a_file_that_is_unreadable_is_never_ok() {
+    fn unreadable_files_make_their_checks_unknown() {
         for (path, check) in [
             ("sys/fs/cgroup/cgroup.controllers", "cgroup-v2"),
             ("sys/fs/cgroup/kubepods.slice/memory.high", "memory-files"),

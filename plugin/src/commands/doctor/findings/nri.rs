@@ -244,7 +244,7 @@ mod tests {
     use crate::host::version::Version;
 
     #[test]
-    fn nri_switched_off_fails_with_the_way_to_switch_it_on() {
+    fn disabled_nri_is_reported_with_a_remedy() {
         let off = "[plugins.'io.containerd.nri.v1.nri']\ndisable = true\n";
         let mut node = Node::good();
         node.write(CONTAINERD_CONFIG, off);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn advice_names_the_section_of_the_file_format() {
+    fn advice_names_the_section_containerd_expects() {
         let old = Some(Version(1, 7, 24));
         for (version, config, plugin) in [
             (old, "[plugins.nri]\ndisable = true\n", "nri"),
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn containerds_imports_count_in_their_order_and_end() {
+    fn the_last_import_wins_despite_a_cycle() {
         let mut node = Node::good();
         node.close(NRI_SOCKET);
         let section = |is: bool| format!("[plugins.'io.containerd.nri.v1.nri']\ndisable = {is}\n");
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_nri_that_take_something_away_are_warned_of() {
+    fn settings_that_restrict_plugins_cause_warnings() {
         let with = |setting: &str| {
             let node = Node::good();
             node.write(
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn without_its_socket_nri_is_of_no_use() {
+    fn a_missing_or_dead_socket_fails() {
         let mut node = Node::good();
         node.die(NRI_SOCKET);
         expect(

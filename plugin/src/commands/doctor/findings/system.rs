@@ -130,7 +130,7 @@ mod tests {
     use crate::state::settings::RESTORE_MARKER;
 
     #[test]
-    fn a_bus_without_systemds_directory_is_looked_at() {
+    fn a_listening_bus_needs_no_systemd_directory() {
         let node = Node::good();
         node.remove("run/systemd");
         ok(&node.facts(), "d-bus", &format!("/{BUS} accepts connections"));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn swap_is_noted_and_what_else_stands_in_the_way_said() {
+    fn swap_passes_but_other_obstacles_warn() {
         let node = Node::good();
         node.write(
             "proc/swaps",

@@ -14,7 +14,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_order_of_events_ends_with_the_desired_values(
+    fn any_event_order_reaches_the_desired_values(
         has_policy: bool,
         found_high in proptest::option::of(60..100u64),
         events in proptest::collection::vec(any::<Event>(), 1..60),
@@ -59,7 +59,7 @@ fn announced(id: u64) -> UpdatePhase {
 }
 
 #[test]
-fn only_an_accepted_update_has_a_result_to_report() {
+fn only_accepted_updates_give_a_limit_result() {
     let mut phase = announced(1);
     assert_eq!((phase.result(), phase.may_check()), (None, false));
     phase.accept(UpdateId::new(1), true);
@@ -83,7 +83,7 @@ fn a_refused_update_leaves_the_former_result() {
 }
 
 #[test]
-fn only_the_announced_update_can_run_out_of_time() {
+fn only_the_announced_update_can_time_out() {
     let mut phase = announced(2);
     assert!(!phase.give_up(UpdateId::new(1)));
     assert!(phase.give_up(UpdateId::new(2)));
@@ -106,7 +106,7 @@ fn an_announced_update_voids_a_prepared_decrease() {
 }
 
 #[test]
-fn a_decrease_of_the_plugin_waits_for_everything_else() {
+fn plugin_decreases_wait_for_updates_and_requests() {
     assert!(!announced(1).begin_decrease(Party::Plugin, Limit::Max));
     let mut phase = UpdatePhase::default();
     phase.begin_values_request(Instant::now());
@@ -116,7 +116,7 @@ fn a_decrease_of_the_plugin_waits_for_everything_else() {
 }
 
 #[test]
-fn a_users_limit_wins_over_a_request_in_flight() {
+fn a_user_limit_overrides_a_pending_request() {
     let mut phase = UpdatePhase::default();
     let (origin, now) = (phase.limit_origin(), Instant::now());
     assert_eq!(phase.begin_limit_request(origin, false, now), LimitRequest::Send);
@@ -131,7 +131,7 @@ fn a_users_limit_wins_over_a_request_in_flight() {
 }
 
 #[test]
-fn a_request_of_the_former_connection_is_void() {
+fn requests_from_before_a_reconnection_are_dropped() {
     let mut phase = UpdatePhase::default();
     let (origin, now) = (phase.limit_origin(), Instant::now());
     let mut phase = {
@@ -144,7 +144,7 @@ fn a_request_of_the_former_connection_is_void() {
 }
 
 #[test]
-fn the_runtime_gets_an_adopted_limit_with_the_next_values() {
+fn the_next_request_contains_the_adopted_limit() {
     let mut phase = announced(1);
     phase.give_up(UpdateId::new(1));
     phase.limits_read_back(true);
@@ -154,7 +154,7 @@ fn the_runtime_gets_an_adopted_limit_with_the_next_values() {
 }
 
 #[test]
-fn a_lowered_file_that_happens_to_be_right_is_not_stored() {
+fn a_lowered_high_is_in_files_only() {
     let mut phase = UpdatePhase::default();
     phase.begin_decrease(Party::User, Limit::Max);
     assert!(phase.is_in_files_only(Some(limit(90))));
@@ -173,7 +173,7 @@ fn a_refused_request_for_values_is_remembered() {
 }
 
 #[test]
-fn values_of_a_busy_runtime_are_not_stored() {
+fn a_busy_runtime_leaves_values_unstored() {
     let (mut phase, values) = (UpdatePhase::default(), [None, None, Some(limit(90))]);
     phase.begin_values_request(Instant::now());
     phase.answered(false);
