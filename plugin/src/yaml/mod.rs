@@ -1,6 +1,6 @@
 //! Reads YAML and JSON as Kubernetes does. No other module parses YAML.
 //!
-//! kubectl and the kubelet read YAML 1.1 ([`scalar`]), and convert it to JSON. A file may contain
+//! kubectl and the kubelet read YAML 1.1 (`scalar.rs`), and convert it to JSON. A file may contain
 //! several documents ([`documents`]). If a mapping has a field twice, the last value counts. The
 //! parser below is granit-parser; this module gives its events their values, positions and
 //! descriptions of mistakes.
