@@ -7,8 +7,10 @@ use plimsoll_core::units::{Bytes, Limit};
 
 fuzz_target!(|text: &str| {
     let _ = MemInfo::parse(text);
-    if let Ok(reservations) = KubeletReservations::parse(text) {
-        let _ = reservations.eviction.of(Bytes::MAX);
+    for document in plimsoll::yaml::values(text).into_iter().flatten() {
+        if let Ok(reservations) = KubeletReservations::of(&document, None) {
+            let _ = reservations.eviction.of(Bytes::MAX);
+        }
     }
     if let Ok(limit) = text.parse::<Limit>() {
         assert_eq!(limit.to_string().parse(), Ok(limit));

@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use crate::agent::handles::Agent;
 use crate::agent::reconciler::WorkItem;
 use crate::config::{Config, NodeAllocatable};
+use crate::host::files::below;
 use crate::kubelet::node::NodeMemory;
 use crate::lock;
 use crate::report::Reports;
@@ -232,7 +233,10 @@ impl Configurator {
     /// Reads the node's memory and applies it. Reads files of the kubelet, which may hang.
     fn read_memory(&self, logs: bool) {
         self.is_reading.store(true, Ordering::Relaxed);
-        let memory = discover_memory(&self.host);
+        let named = self.state.containers.settings().config.kubelet.clone().unwrap_or_default();
+        let memory = discover_memory(&self.host, &named);
+        let directory = below(&self.host, &memory.kubelet.root_dir);
+        self.state.containers.records.set_directory(directory);
         self.is_reading.store(false, Ordering::Relaxed);
         let _unstored = lock(&self.unstored);
         let before = self.state.containers.settings();

@@ -22,7 +22,8 @@ use crate::agent::throttling::ThrottleRelease;
 use crate::cgroup::systemd::Systemd;
 use crate::cgroup::{CgroupRoot, RootError};
 use crate::config::Config;
-use crate::kubelet::checkpoint::Checkpoints;
+use crate::host::files::below;
+use crate::kubelet::checkpoint::DEFAULT_DIR;
 use crate::report::Reports;
 use crate::report::serve::Server;
 use crate::state::containers::Containers;
@@ -67,7 +68,7 @@ impl Node {
             originals.clone(),
             reports.brake.clone(),
         ));
-        let (records, reader) = Records::new(Checkpoints::new(host.join("var/lib/kubelet")));
+        let (records, reader) = Records::new(below(host, DEFAULT_DIR));
         let containers = Arc::new(Containers::new(settings, records, originals));
         let (work, todo) = mpsc::unbounded_channel();
         let decreases = Arc::new(LimitDecreases::new(root.clone(), containers.clone()));

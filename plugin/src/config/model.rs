@@ -11,6 +11,7 @@ use plimsoll_core::units::Bytes;
 use crate::config::brake::Bounds;
 use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
 use crate::config::reserved::Reserved;
+use crate::kubelet::node::KubeletFiles;
 
 /// A valid configuration. A file with mistakes never becomes a `Config`.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,8 @@ pub struct Config {
     /// The amount is at least the sum of `reserved`. `None` means that the plugin does not set this
     /// `memory.max`.
     pub node_guard: Option<Bytes>,
+    /// Files and version of the kubelet. `None` means that the plugin finds the files itself.
+    pub kubelet: Option<KubeletFiles>,
     /// Maximum time that a container is throttled at `memory.high` while the node has memory to
     /// spare. The plugin then raises `memory.high`. `None` means no maximum.
     pub throttle_deadline: Option<Duration>,
@@ -67,6 +70,7 @@ impl Default for Config {
             node_allocatable: NodeAllocatable::default(),
             reserved: Vec::new(),
             node_guard: None,
+            kubelet: None,
             throttle_deadline: Some(Self::THROTTLE_DEADLINE),
             shrink: Shrink::default(),
             shrink_deadline: Self::SHRINK_DEADLINE,

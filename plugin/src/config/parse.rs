@@ -110,6 +110,7 @@ mod tests {
     use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
     use crate::config::reserved::{Owner, Reserved};
     use crate::config::testing::parse;
+    use crate::kubelet::node::{KubeletFiles, MinorVersion};
 
     fn reserved(owner: Owner, cgroup: &str, memory: u64) -> Reserved {
         Reserved { owner, cgroup: CgroupPath::parse(cgroup).unwrap(), memory: Bytes::new(memory) }
@@ -136,7 +137,8 @@ mod tests {
                  nodeAllocatable: 60Gi\nsystemReservedCgroup: system.slice\nsystemReserved: \
                  {memory: 500Mi}\n\
                  kubeReserved:\n  memory: 1Gi\nkubeReservedCgroup: /kubelet.slice/kubelet.service\n\
-                 nodeGuard: 2Gi\nthrottleDeadline: 2m 5s\nshrink: defer\nshrinkDeadline: 1h\n\
+                 nodeGuard: 2Gi\nkubelet: {config: /c, \
+                 configDir: /d, rootDir: /r, version: '1.36'}\nthrottleDeadline: 2m 5s\nshrink: defer\nshrinkDeadline: 1h\n\
                  oomRescue: {kills: 5, window: 1m, factor: 2, minimum: 1Mi, ceiling: \
                  1Gi}\nraisePodLimits: true\n\
                  repair: false\nbrake: {repairs: 7, conflicts: 6, kills: 5, window: \
@@ -157,6 +159,12 @@ mod tests {
                     reserved(Owner::Kube, "/kubelet.slice/kubelet.service", 1 << 30),
                 ],
                 node_guard: Some(Bytes::new(2 << 30)),
+                kubelet: Some(KubeletFiles {
+                    config: Some("/c".to_owned()),
+                    config_dir: Some("/d".to_owned()),
+                    root_dir: Some("/r".to_owned()),
+                    version: Some(MinorVersion(36)),
+                }),
                 throttle_deadline: Some(Duration::from_secs(125)),
                 shrink: Shrink::Defer,
                 shrink_deadline: Duration::from_secs(3600),
@@ -236,7 +244,7 @@ f.yaml:8: memoryThrottlingfactor: expected memoryThrottlingFactor (did you mean 
     unknown field
 f.yaml:9: color: expected one of mode, memoryThrottlingFactor, memoryReservationPolicy, \
     memoryMinHeadroom, nodeAllocatable, \
-             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, nodeGuard, \
+             systemReservedCgroup, systemReserved, kubeReservedCgroup, kubeReserved, nodeGuard, kubelet, \
              throttleDeadline, shrink, \
              shrinkDeadline, oomRescue, raisePodLimits, repair, brake, maxLimitRequestRatio, \
              metricsAddress, containerMetrics, kubeconfig, logLevel, found an \

@@ -50,6 +50,7 @@ mod tests {
     use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
     use crate::config::reserved::{Owner, Reserved};
     use crate::config::testing::parse;
+    use crate::kubelet::node::{KubeletFiles, MinorVersion};
 
     fn rescues() -> impl Strategy<Value = OomRescue> {
         let ceilings = prop_oneof![
@@ -65,6 +66,17 @@ mod tests {
                 ceiling,
             },
         )
+    }
+
+    fn kubelets() -> impl Strategy<Value = KubeletFiles> {
+        let path = || proptest::option::of("/[ -~ü]{0,20}");
+        (path(), path(), path(), proptest::option::of((20..=99u32).prop_map(MinorVersion)))
+            .prop_map(|(config, config_dir, root_dir, version)| KubeletFiles {
+                config,
+                config_dir,
+                root_dir,
+                version,
+            })
     }
 
     fn configs() -> impl Strategy<Value = Config> {
@@ -95,6 +107,7 @@ mod tests {
                 any::<bool>(),
                 proptest::option::of(0..=Bytes::MAX.get()),
                 proptest::option::of("/[ -~ü]{0,20}"),
+                proptest::option::of(kubelets()),
             ),
             proptest::sample::select(&LogLevel::ALL[..]),
         )
@@ -153,6 +166,7 @@ mod tests {
                     node_allocatable: allocatable.map_or(NodeAllocatable::Auto, |bytes| {
                         NodeAllocatable::Fixed(Bytes::new(bytes))
                     }),
+                    kubelet: seen.5,
                     log_level,
                 },
             )

@@ -12,6 +12,7 @@ use plimsoll_core::units::Bytes;
 
 use crate::config::brake::Bounds;
 use crate::config::choices::{LogLevel, Mode, NodeAllocatable, Shrink};
+use crate::kubelet::node::{KubeletFiles, MinorVersion};
 
 /// Value of a field whose type and range have been checked. `Display` writes YAML.
 #[derive(Clone, Debug, PartialEq)]
@@ -182,7 +183,27 @@ macro_rules! mapping_settings {
     )+};
 }
 
-mapping_settings! { OomRescue, Bounds, }
+mapping_settings! { OomRescue, Bounds, KubeletFiles, }
+
+impl Setting for String {
+    fn from_value(value: Value) -> Option<Self> {
+        if let Value::Text(text) = value { Some(text) } else { None }
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Text(self.clone())
+    }
+}
+
+impl Setting for MinorVersion {
+    fn from_value(value: Value) -> Option<Self> {
+        Self::parse(&String::from_value(value)?)
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Text(format!("1.{}", self.0))
+    }
+}
 
 impl Setting for CgroupPath {
     fn from_value(value: Value) -> Option<Self> {

@@ -1,5 +1,5 @@
 //! Facts about the node that do not depend on the plugin: container runtimes and their
-//! configuration, systemd units, sockets, NRI plugins and the kubelet's process.
+//! configuration, systemd units, sockets and NRI plugins.
 //!
 //! This code reads files, connects to sockets, and runs a runtime's program to get its version.
 //! [`crate::commands::doctor`] uses the facts to find problems, and [`crate::commands::install`]
@@ -8,7 +8,6 @@
 pub(crate) mod files;
 #[cfg(test)]
 mod fixture;
-pub(crate) mod kubelet_process;
 pub(crate) mod nri_plugins;
 pub(crate) mod plugin_lock;
 pub(crate) mod runtime;

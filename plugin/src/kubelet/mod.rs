@@ -4,3 +4,4 @@
 pub mod checkpoint;
 pub mod kubepods;
 pub mod node;
+pub(crate) mod process;

@@ -1,6 +1,7 @@
 //! The kubelet's checkpoint entries for containers and pods. One thread reads the kubelet's files,
 //! so a slow file system delays no other work.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self as blocking, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -38,6 +39,8 @@ struct Shared {
     /// The cached files. The reader holds the lock while it reads the files, so all other code uses
     /// only `try_lock`.
     checkpoints: Mutex<Checkpoints>,
+    /// The kubelet's directory, which contains the files. Code that holds this lock does no I/O.
+    directory: Mutex<PathBuf>,
     /// Problems with the files at the last look-up. Code that holds this lock does no I/O.
     problems: Mutex<Vec<String>>,
     /// Whether a task has waited without a result, and the reader has finished no read since then.
@@ -62,10 +65,11 @@ enum Reply {
 
 impl Records {
     /// Returns a handle for look-ups and a reader. Only [`RecordReader::run`] reads the files.
-    pub fn new(checkpoints: Checkpoints) -> (Self, RecordReader) {
+    pub fn new(directory: PathBuf) -> (Self, RecordReader) {
         let (send, requests) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
-            checkpoints: Mutex::new(checkpoints),
+            checkpoints: Mutex::new(Checkpoints::new(&directory)),
+            directory: Mutex::new(directory),
             problems: Mutex::default(),
             is_stuck: AtomicBool::new(false),
         });
@@ -76,7 +80,14 @@ impl Records {
     /// date.
     pub fn fresh(&self, uid: &PodUid, container: &str, moment: Moment) -> Option<RecordSearch> {
         // The reader may hold the lock while it reads a large file.
-        self.shared.checkpoints.try_lock().ok()?.lookup_unchanged(uid, container, moment)
+        let checkpoints = self.shared.checkpoints.try_lock().ok()?;
+        let is_current = checkpoints.directory() == *lock(&self.shared.directory);
+        is_current.then(|| checkpoints.lookup_unchanged(uid, container, moment))?
+    }
+
+    /// Sets the kubelet's directory. The next look-up uses it.
+    pub fn set_directory(&self, directory: PathBuf) {
+        *lock(&self.shared.directory) = directory;
     }
 
     /// Looks up the checkpoint entries of a container and its pod. Returns [`Inconclusive`] if the
@@ -175,6 +186,10 @@ impl RecordReader {
     fn read(&self, request: Request) {
         let Request { uid, container, moment, reply } = request;
         let mut checkpoints = lock(&self.shared.checkpoints);
+        let directory = lock(&self.shared.directory).clone();
+        if checkpoints.directory() != directory {
+            *checkpoints = Checkpoints::new(directory);
+        }
         let lookup = checkpoints.lookup(&uid, &container, moment);
         let problems = checkpoints.problems();
         drop(checkpoints);
@@ -212,7 +227,7 @@ mod tests {
     /// Starts a reader in its own thread, with an empty directory to read.
     fn records() -> (Arc<Records>, tempfile::TempDir) {
         let directory = tempfile::tempdir().unwrap();
-        let (records, reader) = Records::new(Checkpoints::new(directory.path().to_owned()));
+        let (records, reader) = Records::new(directory.path().to_owned());
         thread::spawn(|| {
             let event_loop = tokio::runtime::Builder::new_current_thread().build().unwrap();
             event_loop.block_on(reader.run());
@@ -241,6 +256,17 @@ mod tests {
         let budget = Duration::from_secs(60);
         let found = records.lookup(&uid, "app", Moment::Create, budget).await;
         assert_eq!(request(found), Ok(Some(64)));
+        assert_eq!(request(records.wait(&uid, "app", Moment::Create)), Ok(Some(64)));
+    }
+
+    #[test]
+    fn another_directory_counts_at_once() {
+        let (records, _empty) = records();
+        let uid = PodUid::new(UID);
+        assert_eq!(request(records.wait(&uid, "app", Moment::Create)), Ok(None));
+        let other = tempfile::tempdir().unwrap();
+        write(&other);
+        records.set_directory(other.path().to_owned());
         assert_eq!(request(records.wait(&uid, "app", Moment::Create)), Ok(Some(64)));
     }
 

@@ -10,7 +10,7 @@ use plimsoll_core::units::Bytes;
 use tracing::warn;
 
 use crate::config::{Config, Mode, NodeAllocatable, Owner, Reserved};
-use crate::kubelet::node::NodeMemory;
+use crate::kubelet::node::{KubeletFiles, NodeMemory};
 use crate::state::originals::DIRECTORY;
 use crate::state::{brake, guard_record};
 
@@ -212,6 +212,8 @@ impl From<&NodeMemory> for MemoryFacts {
 
 /// Reads the facts about the memory of the node whose file system is at `host`. Reads files of the
 /// kubelet, which may hang.
-pub fn discover_memory(host: &Path) -> NodeMemory {
-    NodeMemory::discover(host, crate::cgroup::page_size(), guard_record::read(host))
+///
+/// `named` are the files of the kubelet that the configuration names.
+pub fn discover_memory(host: &Path, named: &KubeletFiles) -> NodeMemory {
+    NodeMemory::discover(host, crate::cgroup::page_size(), guard_record::read(host), named)
 }

@@ -12,7 +12,8 @@ use plimsoll_core::units::{Bytes, CpuMax, CpuShares, Limit, PageSize};
 
 use crate::cgroup::CgroupRoot;
 use crate::config::Config;
-use crate::kubelet::checkpoint::{Checkpoints, Moment};
+use crate::kubelet::checkpoint::Moment;
+use crate::kubelet::node::KubeletFiles;
 use crate::state::brake::Tally;
 use crate::state::container::Container;
 use crate::state::containers::Containers;
@@ -104,11 +105,10 @@ impl TestNode {
 /// Returns the state of a plugin that starts on the node whose file system is at `host`.
 fn containers(host: &Path, config: &str) -> Arc<Containers> {
     let config = Config::parse(config.as_bytes(), "test").unwrap();
-    let memory = MemoryFacts::from(&discover_memory(host));
+    let memory = MemoryFacts::from(&discover_memory(host, &KubeletFiles::default()));
     let settings = Settings::without_memory(config, host).with_memory(memory);
-    let checkpoints = Checkpoints::new(host.join("var/lib/kubelet"));
     // Nothing reads the checkpoint files, so every look-up is inconclusive at once.
-    let (records, _) = Records::new(checkpoints);
+    let (records, _) = Records::new(host.join("var/lib/kubelet"));
     let originals = Arc::new(Mutex::new(Originals::load(host).unwrap()));
     Arc::new(Containers::new(settings, records, originals))
 }

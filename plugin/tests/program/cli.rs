@@ -61,7 +61,7 @@ fn check_shows_the_configuration_with_defaults() {
         format!(
             "# {} is valid. The effective configuration:\nmode: enforce\nmemoryThrottlingFactor: \
              0.8\nmemoryReservationPolicy: HardReservation\n\
-             memoryMinHeadroom: 2Mi\nnodeAllocatable: auto\nnodeGuard: null\nthrottleDeadline: \
+             memoryMinHeadroom: 2Mi\nnodeAllocatable: auto\nnodeGuard: null\nkubelet: null\nthrottleDeadline: \
              30s\nshrink: reject\n\
              shrinkDeadline: 10m\noomRescue: null\nraisePodLimits: true\nrepair: true\n\
              brake: {{repairs: 500, conflicts: 50, kills: 20, window: 10m}}\nmaxLimitRequestRatio: \

@@ -82,6 +82,7 @@ fn schema(field: &Field) -> Value {
         Kind::QuantityOrShare => json!({"anyOf": [amount, {"$ref": "#/$defs/share"}]}),
         Kind::Duration => json!({"$ref": "#/$defs/duration"}),
         Kind::Cgroup | Kind::Path => json!({"type": "string", "pattern": "^/"}),
+        Kind::KubernetesVersion => json!({"type": "string", "pattern": "^v?1\\.[0-9]+"}),
         Kind::Address => json!({"$ref": "#/$defs/address"}),
         Kind::Mapping { fields, is_complete } => {
             let properties =

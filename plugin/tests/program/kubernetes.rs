@@ -321,6 +321,7 @@ fn the_chart_passes_every_field_except_kubeconfig() {
         "memoryThrottlingFactor": null, "memoryReservationPolicy": "TieredReservation", "memoryMinHeadroom": "1Mi",
         "nodeAllocatable": "60Gi", "systemReservedCgroup": "/system.slice", "systemReserved": { "memory": "500Mi" },
         "kubeReservedCgroup": "/kubelet.slice", "kubeReserved": { "memory": "1.5Gi" }, "nodeGuard": "2Gi",
+        "kubelet": { "config": "/c", "configDir": "/d", "rootDir": "/r", "version": "1.36" },
         "throttleDeadline": null, "shrink": "defer", "shrinkDeadline": "1h 30m",
         "oomRescue": { "kills": 2, "window": "5m", "factor": 1.5, "minimum": "50Mi", "ceiling": "20%" },
         "maxLimitRequestRatio": null, "metricsAddress": "[::1]:9000", "containerMetrics": true, "logLevel": "debug",

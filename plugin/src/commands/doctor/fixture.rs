@@ -25,7 +25,7 @@ pub(super) const CONTAINERD_CONFIG: &str = "etc/containerd/config.toml";
 pub(super) const DROP_IN: &str = "etc/nri/conf.d/90-plimsoll.conf";
 pub(super) const BINARY: &str = "opt/nri/plugins/90-plimsoll";
 pub(super) const KUBELET_CONFIG: &str = "var/lib/kubelet/config.yaml";
-pub(super) const FILES: [(&str, &str); 28] = [
+pub(super) const FILES: [(&str, &str); 30] = [
     ("sys/fs/cgroup/cgroup.controllers", "cpu memory pids\n"),
     ("sys/fs/cgroup/cgroup.subtree_control", "cpu memory pids\n"),
     ("sys/fs/cgroup/kubepods.slice/cgroup.subtree_control", "cpu memory pids\n"),
@@ -58,6 +58,8 @@ pub(super) const FILES: [(&str, &str); 28] = [
     (BINARY, ""),
     (KUBELET_CONFIG, "kind: KubeletConfiguration\nfeatureGates: {MemoryQoS: false}\n"),
     ("proc/4242/comm", "kubelet\n"),
+    ("proc/4242/status", "Name:\tkubelet\nUid:\t0\t0\t0\t0\n"),
+    ("proc/4242/cgroup", "0::/system.slice/kubelet.service\n"),
     (
         "proc/4242/cmdline",
         "/usr/bin/kubelet\0--config=/var/lib/kubelet/config.yaml\0--node-ip\0::1\0",

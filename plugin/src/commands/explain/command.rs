@@ -70,7 +70,7 @@ impl Explain {
                 }
                 (None, NodeAllocatable::Auto) => {
                     let host = Path::new("/");
-                    let memory = discover_memory(host);
+                    let memory = discover_memory(host, &config.kubelet.clone().unwrap_or_default());
                     for problem in &memory.problems {
                         eprintln!("note: {problem}");
                     }

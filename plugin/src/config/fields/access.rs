@@ -24,7 +24,7 @@ macro_rules! access {
                     value.store(&mut outer.$inner);
                 }
             },
-            get: |config| config.$outer.map(|outer| outer.$inner.to_value()),
+            get: |config| config.$outer.as_ref().map(|outer| outer.$inner.to_value()),
         }
     };
     ($first:ident $(.$more:ident)*) => {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value as RawValue};
 use crate::config::fields::field_type::{Field, Kind};
 use crate::config::setting::{AUTO, Value};
 use crate::config::value::{duration, quantity, share};
+use crate::kubelet::node::MinorVersion;
 use crate::yaml::describe;
 
 /// Mistake in the value of a field.
@@ -99,6 +100,9 @@ impl Field {
             }
             (Kind::Address, RawValue::String(text)) => {
                 text.parse::<SocketAddr>().is_ok().then(|| Value::Text(text.clone()))
+            }
+            (Kind::KubernetesVersion, RawValue::String(text)) => {
+                MinorVersion::parse(text).map(|_| Value::Text(text.clone()))
             }
             (Kind::Path, RawValue::String(text)) => {
                 let is_allowed = text.starts_with('/') && !text.contains('\0');

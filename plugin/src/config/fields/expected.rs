@@ -28,6 +28,7 @@ impl Field {
             Kind::Cgroup => "the path of a cgroup below the root, without ., .. or :".to_owned(),
             Kind::Address => "an IP address and a port".to_owned(),
             Kind::Path => "an absolute path".to_owned(),
+            Kind::KubernetesVersion => "a version of Kubernetes in quotes".to_owned(),
             Kind::Mapping { .. } => "a mapping".to_owned(),
         }
     }

@@ -65,6 +65,8 @@ pub enum Kind {
     Address,
     /// An absolute path.
     Path,
+    /// A version of Kubernetes, as text.
+    KubernetesVersion,
     /// A mapping of fields.
     Mapping {
         /// Fields of the mapping.

@@ -11,6 +11,7 @@ mod access;
 mod check;
 mod expected;
 mod field_type;
+mod kubelet;
 mod node;
 mod observing;
 mod resizes;
@@ -35,6 +36,7 @@ pub static FIELDS: &[&Field] = &[
     &KUBE_CGROUP,
     &KUBE_RESERVED,
     &GUARD,
+    &kubelet::KUBELET,
     &resizes::DEADLINE,
     &resizes::SHRINK,
     &resizes::SHRINK_DEADLINE,
@@ -110,6 +112,7 @@ mod tests {
             Kind::Cgroup => (&["/a/b", "a.slice"], &["/", "/a/../b", "/a:b"]),
             Kind::Address => (&["127.0.0.1:1", "'[::1]:1'"], &["localhost:1", "9477"]),
             Kind::Path => (&["/a"], &["a", "5"]),
+            Kind::KubernetesVersion => (&["'1.37'", "v1.36.2+k3s1"], &["1.37", "2.0", "1.x"]),
             Kind::Mapping { .. } => (&[], &["5", "[a]"]),
         };
         let owned = |values: &[&str]| values.iter().map(ToString::to_string).collect();
@@ -138,7 +141,9 @@ mod tests {
                 let config = parse_field(outer, field, example).unwrap();
                 let value = field.value(&config).unwrap();
                 if field.fields().is_empty() {
-                    assert_eq!(value.trim_matches('"'), *example, "{}", field.name);
+                    let quotes = ['"', '\''];
+                    let example = example.trim_matches(quotes);
+                    assert_eq!(value.trim_matches(quotes), example, "{}", field.name);
                 }
                 assert_eq!(parse_field(outer, field, &value), Ok(config), "{}", field.name);
             }

@@ -1,6 +1,6 @@
 //! Finds the entries of a container and its pod in the kubelet's checkpoint files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use plimsoll_core::pod::{CheckpointFile, PodUid};
@@ -77,6 +77,11 @@ impl Checkpoints {
     /// Reads nothing yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), cached: Default::default() }
+    }
+
+    /// Returns the directory that contains the checkpoints.
+    pub fn directory(&self) -> &Path {
+        &self.dir
     }
 
     /// Finds the checkpoint entry of a container. A missing file is no problem, because older

@@ -29,20 +29,14 @@ pub struct KubeletReservations {
 }
 
 impl KubeletReservations {
-    /// Parses a `KubeletConfiguration` in YAML or JSON. Reads only fields about memory.
+    /// Interprets a `KubeletConfiguration`, with the values of the flags and with the defaults of
+    /// `evictionHard`. Reads only fields about memory.
     ///
     /// # Errors
     ///
-    /// Fails if the text is not YAML or if one of these fields is malformed. The error text is a
-    /// whole sentence.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let documents = yaml::values(text)
-            .map_err(|error| format!("line {}: expected {error}", error.place.line))?;
-        let raw: Option<RawConfig> = match documents.first() {
-            Some(value) => yaml::typed(value).map_err(|error| error.to_string())?,
-            None => None,
-        };
-        let raw = raw.unwrap_or_default();
+    /// Fails if one of these fields is malformed. The error text is a whole sentence.
+    pub fn of(config: &Value, version: Option<MinorVersion>) -> Result<Self, String> {
+        let raw: RawConfig = yaml::typed(config).map_err(|error| error.to_string())?;
         let eviction = raw.eviction()?;
         Ok(Self {
             system: reserved("systemReserved", raw.system_reserved.as_ref())?,
@@ -52,7 +46,7 @@ impl KubeletReservations {
                 .enforce_node_allocatable
                 .as_ref()
                 .is_none_or(|list| list.iter().any(|target| target == "pods")),
-            memory_qos: raw.memory_qos(),
+            memory_qos: raw.memory_qos(version),
         })
     }
 }
@@ -81,6 +75,8 @@ impl Threshold {
             return Bytes::from_quantity(text).map(Self::Bytes).map_err(|error| error.to_string());
         };
         match number.parse::<f32>() {
+            // Both of these percentages switch the threshold off.
+            Ok(0.0 | 100.0) => Ok(Self::Bytes(Bytes::ZERO)),
             Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Self::Share(percent / 100.0)),
             _ => Err(format!("expected a percentage from 0% to 100%, found '{}'", excerpt(text))),
         }
@@ -94,7 +90,6 @@ struct RawConfig {
     system_reserved: Option<BTreeMap<String, Value>>,
     kube_reserved: Option<BTreeMap<String, Value>>,
     eviction_hard: Option<BTreeMap<String, Value>>,
-    merge_default_eviction_settings: Option<bool>,
     enforce_node_allocatable: Option<Vec<String>>,
     feature_gates: Option<BTreeMap<String, Option<bool>>>,
     memory_reservation_policy: Option<String>,
@@ -104,39 +99,60 @@ struct RawConfig {
 impl RawConfig {
     /// Returns the hard eviction threshold for memory.
     fn eviction(&self) -> Result<Threshold, String> {
-        let Some(list) = &self.eviction_hard else {
-            return Ok(Threshold::Bytes(DEFAULT_EVICTION));
-        };
-        // The list in the configuration replaces the default list. If the configured list has no
-        // memory.available, there is no threshold. With mergeDefaultEvictionSettings, the kubelet
-        // adds the missing defaults.
-        match list.get("memory.available").and_then(text) {
+        // Without memory.available in the list, there is no threshold.
+        match self.eviction_hard.as_ref().and_then(|list| text(list.get("memory.available")?)) {
             Some(text) => Threshold::parse(&text)
                 .map_err(|error| format!("evictionHard[\"memory.available\"]: {error}")),
-            None if self.merge_default_eviction_settings == Some(true) => {
-                Ok(Threshold::Bytes(DEFAULT_EVICTION))
-            }
             None => Ok(Threshold::Bytes(Bytes::ZERO)),
         }
     }
 
-    /// Returns the state of the kubelet's MemoryQoS feature.
-    fn memory_qos(&self) -> MemoryQos {
+    /// Returns the state of the kubelet's MemoryQoS feature. The gate MemoryQoS is alpha and off by
+    /// default before Kubernetes 1.37, and beta and on by default since then.
+    fn memory_qos(&self, version: Option<MinorVersion>) -> MemoryQos {
         let gate = |name: &str| self.feature_gates.as_ref()?.get(name).copied().flatten();
+        let (alpha, beta) = (gate("AllAlpha"), gate("AllBeta"));
+        let is_on = match (gate("MemoryQoS"), version) {
+            (Some(is_on), _) => Some(is_on),
+            (None, Some(version)) if version >= MinorVersion(37) => Some(beta != Some(false)),
+            (None, Some(_)) => Some(alpha == Some(true)),
+            (None, None) => match (alpha, beta) {
+                (Some(true), None | Some(true)) => Some(true),
+                (None | Some(false), Some(false)) => Some(false),
+                _ => None,
+            },
+        };
         let is_configured =
             self.memory_reservation_policy.is_some() || self.memory_throttling_factor.is_some();
-        // The gate MemoryQoS is alpha and off by default before 1.37, and beta and on by default
-        // since 1.37.
-        match (gate("MemoryQoS"), gate("AllAlpha"), gate("AllBeta")) {
-            (Some(false), ..) => MemoryQos::Off,
-            (Some(true), ..) | (None, Some(true), None | Some(true)) => {
-                let is_none = self.memory_reservation_policy.as_deref() == Some("None");
+        match is_on {
+            Some(false) => MemoryQos::Off,
+            Some(true) => {
+                // The field for the policy and its default None exist since Kubernetes 1.36.
+                let is_default = version.is_some_and(|version| version >= MinorVersion(36));
+                let is_none = self
+                    .memory_reservation_policy
+                    .as_deref()
+                    .map_or(is_default, |policy| policy == "None");
                 MemoryQos::On(if is_none { Conflict::MemoryQosNone } else { Conflict::MemoryQos })
             }
-            (None, None | Some(false), Some(false)) => MemoryQos::Off,
-            _ if is_configured => MemoryQos::On(Conflict::MemoryQosSign),
-            _ => MemoryQos::ByVersion,
+            None if is_configured => MemoryQos::On(Conflict::MemoryQosSign),
+            None => MemoryQos::ByVersion,
         }
+    }
+}
+
+/// Minor version of Kubernetes 1: 37 for Kubernetes 1.37.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MinorVersion(pub u32);
+
+impl MinorVersion {
+    /// Parses a version such as `1.37`, `v1.37.2` or `1.37.2+k3s1`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let version = text.strip_prefix('v').unwrap_or(text).strip_prefix("1.")?;
+        let minor: String = version.chars().take_while(char::is_ascii_digit).collect();
+        let rest = &version[minor.len()..];
+        let is_version = rest.is_empty() || rest.starts_with(['.', '+', '-']);
+        is_version.then(|| minor.parse().ok().map(Self))?
     }
 }
 
@@ -163,7 +179,10 @@ fn reserved(field: &str, list: Option<&BTreeMap<String, Value>>) -> Result<Bytes
 mod tests {
     use proptest::prelude::*;
 
+    use serde_json::Map;
+
     use super::*;
+    use crate::kubelet::node::merge::add_default_eviction;
 
     const MIB: u64 = 1 << 20;
 
@@ -171,9 +190,21 @@ mod tests {
         Bytes::new(amount * MIB)
     }
 
+    /// Interprets the text of a configuration file.
+    fn parse(text: &str) -> Result<KubeletReservations, String> {
+        let document = yaml::values(text).map_err(|error| error.to_string())?.into_iter().next();
+        let mut config = match document {
+            Some(Value::Object(config)) => config,
+            None | Some(Value::Null) => Map::new(),
+            Some(_) => return Err("expected a mapping".to_owned()),
+        };
+        add_default_eviction(&mut config);
+        KubeletReservations::of(&Value::Object(config), None)
+    }
+
     #[test]
     fn inconclusive_gates_make_memory_qos_version_dependent() {
-        let of = |config: &str| KubeletReservations::parse(config).unwrap().memory_qos;
+        let of = |config: &str| parse(config).unwrap().memory_qos;
         let gates = |gates: &str| of(&format!("featureGates: {{{gates}}}"));
         assert_eq!(gates("MemoryQoS: false"), MemoryQos::Off);
         assert_eq!(gates("MemoryQoS: false, AllAlpha: true, AllBeta: true"), MemoryQos::Off);
@@ -223,16 +254,16 @@ mod tests {
             // As a 32-bit float, 0.05 is slightly more than 0.05.
             ("evictionHard: {memory.available: '5%'}", 8192, Bytes::new(429_496_736)),
         ] {
-            let reservations = KubeletReservations::parse(config).unwrap();
+            let reservations = parse(config).unwrap();
             assert_eq!(reservations.eviction.of(mib(total)), expected, "{config}");
         }
-        assert!(KubeletReservations::parse("evictionHard: {memory.available: 101%}").is_err());
-        assert!(KubeletReservations::parse("evictionHard: {memory.available: x%}").is_err());
+        assert!(parse("evictionHard: {memory.available: 101%}").is_err());
+        assert!(parse("evictionHard: {memory.available: x%}").is_err());
     }
 
     #[test]
     fn json_and_numeric_quantities_are_accepted() {
-        let reservations = KubeletReservations::parse(
+        let reservations = parse(
             r#"{"systemReserved": {"memory": 1048576}, "kubeReserved": null, "port": 10250}"#,
         );
         assert_eq!(reservations.map(|reservations| reservations.system), Ok(mib(1)));
@@ -242,7 +273,7 @@ mod tests {
         #[test]
         fn arbitrary_text_causes_no_parser_panic(text in "(systemReserved|kubeReserved|\
             evictionHard|memory|memory.available|: |[{}%\\[\\],-]|[0-9]{1,22}|Mi|\n|.){0,20}") {
-            let _ = KubeletReservations::parse(&text);
+            let _ = parse(&text);
         }
     }
 }

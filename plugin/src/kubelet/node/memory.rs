@@ -14,7 +14,8 @@ use super::file::read;
 use super::kubelet_config::KubeletReservations;
 use super::meminfo::MemInfo;
 use super::memory_qos::{Conflict, MemoryQos, UnknownMemoryQos};
-use super::paths::{CGROUPS, KUBELET_CONFIG, KUBELET_CONFIGS, MEMINFO};
+use super::paths::{CGROUPS, MEMINFO};
+use super::settings::{KubeletFiles, KubeletSettings};
 use crate::cgroup::{CgroupError, CgroupRoot, RootError};
 use crate::kubelet::kubepods::{self, CgroupSearch};
 
@@ -38,8 +39,8 @@ pub struct NodeMemory {
     /// Reason why the plugin does not know whether the kubelet sets the same cgroup files as the
     /// plugin.
     pub unsettled: Option<UnknownMemoryQos>,
-    /// Whether the plugin could read and parse the kubelet's configuration.
-    pub has_kubelet_config: bool,
+    /// The kubelet's settings.
+    pub kubelet: KubeletSettings,
 }
 
 /// Problem with a file that could have determined node allocatable.
@@ -92,10 +93,20 @@ impl NodeMemory {
     /// Examines the node whose file system is at `root`, usually `/`. Never fails, but lists
     /// unreadable files in `problems`. A missing file is a problem only if no other source can
     /// replace the file. `guard` describes how the node guard changed `memory.max` of kubepods.
-    pub fn discover(root: &Path, page: PageSize, guard: io::Result<Option<GuardRecord>>) -> Self {
+    /// `named` are the files of the kubelet that the plugin's configuration names.
+    pub fn discover(
+        root: &Path,
+        page: PageSize,
+        guard: io::Result<Option<GuardRecord>>,
+        named: &KubeletFiles,
+    ) -> Self {
         let mut files = Files { root, problems: Vec::new() };
         let meminfo = files.read(MEMINFO);
-        let config = files.read(KUBELET_CONFIG);
+        let kubelet = KubeletSettings::discover(root, named);
+        files.problems.extend(kubelet.unusable.iter().map(|(path, expected)| NodeError::Form {
+            path: path.clone(),
+            expected: expected.clone(),
+        }));
         let (kubepods, unsearched) = find_kubepods(root);
         let kubepods = kubepods.into_iter().find_map(|cgroup| {
             let path = format!("{CGROUPS}{cgroup}/memory.max");
@@ -113,18 +124,14 @@ impl NodeMemory {
             None => Err("expected it to exist".to_owned()),
         };
         let meminfo = files.parsed(MEMINFO, meminfo);
-        let has_config = config.is_some();
-        let config =
-            config.and_then(|text| files.parsed(KUBELET_CONFIG, KubeletReservations::parse(&text)));
         let kubepods = kubepods.and_then(|(cgroup, path, text)| {
             let limit = files.parsed(&path, text.trim_end().parse::<Limit>())?;
             // A value that the node guard has set contains no information about the kubelet.
             let record = record.filter(|record| record.cgroup == cgroup);
             Some(record.map_or(limit, |record| record.without(limit)))
         });
-        let (allocatable, source) = choose(meminfo, config.as_ref(), kubepods, page);
-        let memory_qos = config.as_ref().map(|config| config.memory_qos);
-        let (conflict, unsettled) = settle(root, memory_qos, has_config);
+        let (allocatable, source) = choose(meminfo, kubelet.reservations.as_ref(), kubepods, page);
+        let (conflict, unsettled) = settle(&kubelet);
         Self {
             mem_total: meminfo.map(|meminfo| meminfo.total),
             usable: meminfo.map(MemInfo::usable),
@@ -133,7 +140,7 @@ impl NodeMemory {
             problems: files.problems,
             conflicts: conflict.into_iter().collect(),
             unsettled,
-            has_kubelet_config: config.is_some(),
+            kubelet,
         }
     }
 }
@@ -165,26 +172,24 @@ impl Files<'_> {
     }
 }
 
-/// Determines whether the kubelet's own MemoryQoS is on. `has_config` is true if the plugin could
-/// read the kubelet's configuration. `memory_qos` is `None` if the plugin could not parse the
-/// configuration.
-fn settle(
-    root: &Path,
-    memory_qos: Option<MemoryQos>,
-    has_config: bool,
-) -> (Option<Conflict>, Option<UnknownMemoryQos>) {
-    match memory_qos {
-        Some(MemoryQos::Off) => (None, None),
-        Some(MemoryQos::On(conflict)) => (Some(conflict), None),
-        Some(MemoryQos::ByVersion) => (None, Some(UnknownMemoryQos::DefaultOfVersion)),
-        None if has_config || read(root, KUBELET_CONFIG).is_err() => {
-            (None, Some(UnknownMemoryQos::Unreadable))
+/// Determines whether the kubelet's own MemoryQoS is on.
+fn settle(kubelet: &KubeletSettings) -> (Option<Conflict>, Option<UnknownMemoryQos>) {
+    let config = kubelet.config.clone().unwrap_or_else(|| "the kubelet".to_owned());
+    let unknown = match &kubelet.reservations {
+        Some(KubeletReservations { memory_qos: MemoryQos::On(conflict), .. }) => {
+            return (Some(*conflict), None);
         }
-        None => {
-            let elsewhere = KUBELET_CONFIGS.into_iter().filter(|path| root.join(path).exists());
-            (None, Some(UnknownMemoryQos::NoConfig(elsewhere.collect())))
+        Some(KubeletReservations { memory_qos: MemoryQos::Off, .. }) => {
+            (!kubelet.doubts.is_empty()).then(|| UnknownMemoryQos::Doubt(kubelet.doubts.join("; ")))
         }
-    }
+        Some(_) => Some(UnknownMemoryQos::DefaultOfVersion(config)),
+        None if kubelet.is_found => {
+            let path = kubelet.unusable.first().map(|(path, _)| path.clone());
+            Some(UnknownMemoryQos::Unusable(path.unwrap_or(config)))
+        }
+        None => Some(UnknownMemoryQos::NoConfig(config)),
+    };
+    (None, unknown)
 }
 
 /// Finds the kubepods cgroups on the node whose file system is at `root`. Also returns errors for
@@ -212,6 +217,8 @@ mod tests {
     const KUBEPODS_MAX: [&str; 2] =
         ["sys/fs/cgroup/kubepods.slice/memory.max", "sys/fs/cgroup/kubepods/memory.max"];
 
+    const KUBELET_CONFIG: &str = "var/lib/kubelet/config.yaml";
+
     const MIB: u64 = 1 << 20;
 
     fn mib(amount: u64) -> Bytes {
@@ -221,14 +228,22 @@ mod tests {
     /// Creates a directory with these files and reads it as the node's file system.
     fn node(files: &[(&str, &str)]) -> (TempDir, NodeMemory) {
         let root = TempDir::new().unwrap();
-        for (path, text) in [("sys/fs/cgroup/cgroup.controllers", "memory\n")].iter().chain(files) {
+        let always = [
+            ("sys/fs/cgroup/cgroup.controllers", "memory\n"),
+            ("proc/42/comm", "kubelet\n"),
+            ("proc/42/status", "Uid:\t0\t0\t0\t0\n"),
+            ("proc/42/cgroup", "0::/system.slice/kubelet.service\n"),
+            ("proc/42/cmdline", "kubelet\0--config=/var/lib/kubelet/config.yaml\0"),
+        ];
+        for (path, text) in always.iter().chain(files) {
             let path = root.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
         let guard = fs::read(root.path().join(GuardRecord::PATH)).ok();
         let guard = guard.map(|text| serde_json::from_slice(&text).unwrap());
-        let memory = NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard));
+        let memory =
+            NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard), &KubeletFiles::default());
         (root, memory)
     }
 
@@ -265,7 +280,12 @@ evictionHard:
             0,
         )
         .unwrap();
-        let memory = NodeMemory::discover(root.path(), crate::cgroup::page_size(), Ok(None));
+        let memory = NodeMemory::discover(
+            root.path(),
+            crate::cgroup::page_size(),
+            Ok(None),
+            &KubeletFiles::default(),
+        );
         assert_eq!(memory.source, AllocatableSource::AllMemory);
         assert_eq!(
             memory.problems[0].to_string(),
@@ -343,7 +363,8 @@ evictionHard:
         fs::write(&cgroups, "").unwrap();
         let guard = fs::read(root.path().join(GuardRecord::PATH)).ok();
         let guard = guard.map(|text| serde_json::from_slice(&text).unwrap());
-        let memory = NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard));
+        let memory =
+            NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard), &KubeletFiles::default());
         let problem = memory.problems[0].to_string();
         assert!(problem.starts_with("cannot look for kubepods: cgroup root "), "{problem}");
     }
@@ -355,24 +376,13 @@ evictionHard:
         let nowhere = unsettled(&[]).unwrap();
         assert!(
             nowhere
-                .contains("no configuration of the kubelet at /var/lib/kubelet/config.yaml; see"),
+                .contains("no configuration of the kubelet at /var/lib/kubelet/config.yaml; set"),
             "{nowhere}"
-        );
-        let elsewhere = unsettled(&[
-            ("etc/kubernetes/kubelet.yaml", ""),
-            ("var/lib/k0s/kubelet/config.yaml", ""),
-        ]);
-        let elsewhere = elsewhere.unwrap();
-        assert!(
-            elsewhere.contains(
-                "but /etc/kubernetes/kubelet.yaml and /var/lib/k0s/kubelet/config.yaml (not read"
-            ),
-            "{elsewhere}"
         );
         let broken = unsettled(&[(KUBELET_CONFIG, "featureGates: 7")]);
         assert!(
             broken.is_some_and(
-                |broken| broken.starts_with("cannot read /var/lib/kubelet/config.yaml")
+                |broken| broken.starts_with("cannot use /var/lib/kubelet/config.yaml")
             )
         );
         let unset = unsettled(&[(KUBELET_CONFIG, "")]);
@@ -475,7 +485,8 @@ evictionHard:
         fs::create_dir_all(root.path().join(KUBELET_CONFIG)).unwrap();
         let guard = fs::read(root.path().join(GuardRecord::PATH)).ok();
         let guard = guard.map(|text| serde_json::from_slice(&text).unwrap());
-        let memory = NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard));
+        let memory =
+            NodeMemory::discover(root.path(), PageSize::KIB4, Ok(guard), &KubeletFiles::default());
         assert_eq!(memory.source, AllocatableSource::AllMemory);
         assert_eq!(memory.problems.len(), 1);
     }

@@ -2,8 +2,6 @@
 
 use thiserror::Error;
 
-use super::paths::KUBELET_CONFIG;
-
 /// State of the kubelet's own MemoryQoS according to its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryQos {
@@ -52,36 +50,29 @@ pub enum Conflict {
 /// includes the solution.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UnknownMemoryQos {
-    /// The feature gate is not set, and its default depends on the kubelet's version.
+    /// The feature gate is not set, and its default depends on the kubelet's version. Contains the
+    /// path of the configuration.
     #[error(
-        "/{KUBELET_CONFIG} does not set featureGates.MemoryQoS, which is on by default from \
-         Kubernetes 1.37 on: the kubelet then sets memory.min of kubepods and memory.low of the \
-         classes to 0 when it starts; set featureGates.MemoryQoS to false there and restart the \
-         kubelet, whatever its version is"
+        "{0} does not set featureGates.MemoryQoS, which is on by default from Kubernetes 1.37 on: \
+         the kubelet then sets memory.min of kubepods and memory.low of the classes to 0 when it \
+         starts; set featureGates.MemoryQoS to false there and restart the kubelet, or set \
+         kubelet.version in the plugin's configuration"
     )]
-    DefaultOfVersion,
-    /// The kubelet's configuration is not at the expected path. The value contains the other known
-    /// paths at which a file exists.
+    DefaultOfVersion(String),
+    /// The kubelet's configuration does not exist at this path.
     #[error(
-        "found no configuration of the kubelet at /{KUBELET_CONFIG}{}; see which file and flags \
-         the kubelet is started with (--config), and that featureGates.MemoryQoS is false there",
-        elsewhere(.0)
+        "found no configuration of the kubelet at {0}; set kubelet.config in the plugin's \
+         configuration to the file that the kubelet's --config names, and featureGates.MemoryQoS \
+         to false in that file"
     )]
-    NoConfig(Vec<&'static str>),
-    /// The plugin could not read or parse the kubelet's configuration.
+    NoConfig(String),
+    /// The plugin could not use the file at this path.
+    #[error("cannot use {0}; correct it, and set featureGates.MemoryQoS to false there")]
+    Unusable(String),
+    /// The kubelet may have other settings than those that the plugin found. Contains the reasons.
     #[error(
-        "cannot read /{KUBELET_CONFIG}; see that it is right and that featureGates.MemoryQoS is \
-         false there"
+        "{0}; check that no flag or drop-in of the kubelet sets featureGates.MemoryQoS, or set \
+         kubelet.config in the plugin's configuration"
     )]
-    Unreadable,
-}
-
-fn elsewhere(paths: &[&str]) -> String {
-    match paths {
-        [] => String::new(),
-        paths => format!(
-            ", but /{} (not read, as flags and drop-ins may override it)",
-            paths.join(" and /")
-        ),
-    }
+    Doubt(String),
 }

@@ -17,14 +17,18 @@
 
 mod allocatable;
 mod file;
+mod flags;
 mod kubelet_config;
 mod meminfo;
 mod memory;
 mod memory_qos;
+mod merge;
 mod paths;
+mod settings;
 
 pub use self::allocatable::AllocatableSource;
-pub use self::kubelet_config::{KubeletReservations, Threshold};
+pub use self::kubelet_config::{KubeletReservations, MinorVersion, Threshold};
 pub use self::meminfo::MemInfo;
 pub use self::memory::{NodeError, NodeMemory};
 pub use self::memory_qos::{Conflict, MemoryQos, UnknownMemoryQos};
+pub use self::settings::{KubeletFiles, KubeletSettings};

@@ -36,14 +36,16 @@ impl NodeFacts {
     /// file.
     pub fn collect(host: &Path, socket: &Path) -> Self {
         let runtimes = Runtime::all(host);
+        let plugin = PluginFacts::collect(host, socket, &runtimes);
+        let named = plugin.config().and_then(|config| config.kubelet).unwrap_or_default();
         Self {
             is_root: rustix::process::geteuid().is_root(),
             cgroups: CgroupFacts::collect(host),
             system: SystemFacts::collect(host),
             nri: Socket::connect(socket),
             nri_path: socket.to_owned(),
-            plugin: PluginFacts::collect(host, socket, &runtimes),
-            kubelet: KubeletFacts::collect(host),
+            plugin,
+            kubelet: KubeletFacts::collect(host, &named),
             runtimes,
         }
     }

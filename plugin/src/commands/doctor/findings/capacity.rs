@@ -1,18 +1,12 @@
 //! Findings about the memory that all pods may use: node allocatable and the node guard.
 
-use plimsoll_core::units::Bytes;
+use plimsoll_core::units::{Bytes, excerpt};
 
 use crate::commands::doctor::facts::NodeFacts;
-use crate::commands::doctor::facts::kubelet::KUBELET;
 use crate::commands::doctor::finding::Finding;
-use crate::commands::doctor::findings::kubelet::unread_configurations;
 use crate::config::{Config, NodeAllocatable};
 use crate::kubelet::node::{AllocatableSource, NodeError};
 use crate::state::settings::{NAME_THE_SYSTEM, NO_SYSTEM_SLICE};
-
-/// Kubelet flags that override the kubelet's configuration file and change node allocatable.
-const ALLOCATABLE_FLAGS: [&str; 4] =
-    ["--system-reserved", "--kube-reserved", "--eviction-hard", "--enforce-node-allocatable"];
 
 /// Name of the check that determines node allocatable.
 const ALLOCATABLE: &str = "node-allocatable";
@@ -23,20 +17,11 @@ const GUARD: &str = "node-guard";
 const USE_KUBECTL: &str = "set nodeAllocatable in the configuration to the allocatable memory that \
                            'kubectl describe node' shows";
 
-impl NodeFacts {
-    /// Describes the settings of the kubelet that may change node allocatable but are not in the
-    /// kubelet's main configuration file.
-    fn allocatable_overrides(&self) -> Vec<String> {
-        let kubelets = self.kubelet.kubelets.as_deref().unwrap_or_default();
-        let overrides = kubelets.iter().flat_map(|kubelet| {
-            let flags =
-                ALLOCATABLE_FLAGS.into_iter().filter(|flag| kubelet.values(flag).next().is_some());
-            let flags = flags.map(|flag| format!("the kubelet has the flag {flag}"));
-            unread_configurations(kubelet).into_iter().chain(flags).collect::<Vec<_>>()
-        });
-        overrides.collect()
-    }
+/// Advice if the kubelet may have other settings than its files.
+const NAME_THE_FILES: &str = "set kubelet.config or nodeAllocatable in the plugin's configuration; \
+                              'kubectl describe node' shows the allocatable memory";
 
+impl NodeFacts {
     pub(super) fn node_allocatable(&self) -> Finding {
         if let Some(Config { node_allocatable: NodeAllocatable::Fixed(bytes), .. }) =
             self.plugin.config()
@@ -66,27 +51,27 @@ impl NodeFacts {
         let unknown = |why: &str, advice: &str| {
             Finding::unknown(ALLOCATABLE, format!("{found}{why}"), advice)
         };
+        let config = self.kubelet.memory.kubelet.config.as_deref();
+        let config = excerpt(config.unwrap_or("the flags of a kubelet"));
         match self.kubelet.memory.source {
             AllocatableSource::KubeletConfig | AllocatableSource::KubeletConfigConfirmed => {
-                let overrides = self.allocatable_overrides().into_iter();
-                overrides.map(|why| unknown(&format!(", but {why}"), USE_KUBECTL)).collect()
+                let doubts = self.kubelet.memory.kubelet.doubts.iter();
+                doubts.map(|why| unknown(&format!(", but {why}"), NAME_THE_FILES)).collect()
             }
             AllocatableSource::KubepodsOverConfig => vec![Finding::warning(
                 ALLOCATABLE,
                 format!(
-                    "{found}: /{KUBELET}/config.yaml does not explain memory.max of kubepods, so \
-                     flags or drop-ins of the kubelet may also change the eviction threshold"
+                    "{found}: the kubelet's settings do not explain memory.max of kubepods, so \
+                     the eviction threshold may also differ"
                 ),
                 USE_KUBECTL,
             )],
             AllocatableSource::AllMemory => vec![unknown(
-                &format!(": expected a kubepods cgroup or /{KUBELET}/config.yaml, found neither"),
+                &format!(": expected a kubepods cgroup or {config}, found neither"),
                 "start the kubelet, or set nodeAllocatable in the configuration",
             )],
             AllocatableSource::Kubepods if !has_problem => vec![unknown(
-                &format!(
-                    " of 100Mi, the kubelet's default: expected /{KUBELET}/config.yaml, found none"
-                ),
+                &format!(" of 100Mi, the kubelet's default: expected {config}, found none"),
                 USE_KUBECTL,
             )],
             AllocatableSource::Kubepods | AllocatableSource::Nowhere => Vec::new(),
@@ -181,7 +166,7 @@ mod tests {
     fn an_unexplained_kubepods_limit_is_a_warning() {
         let node = Node::good();
         node.write("sys/fs/cgroup/kubepods.slice/memory.max", "4294967296\n");
-        let found = "does not explain memory.max of kubepods";
+        let found = "do not explain memory.max of kubepods";
         expect(&node.troubles(), "node-allocatable", Mark::Warning, found, "kubectl describe node");
     }
 

@@ -1,112 +1,34 @@
 //! Findings about the kubelet: its own MemoryQoS feature and its checkpoint files.
 
-use std::path::Path;
-
 use plimsoll_core::units::excerpt;
 
 use crate::commands::doctor::facts::NodeFacts;
-use crate::commands::doctor::facts::kubelet::KUBELET;
-use crate::commands::doctor::finding::{Finding, MOST_NAMES};
-use crate::host::kubelet_process::{GateFlag, KubeletProcess};
-use crate::kubelet::node::{Conflict, KubeletReservations, UnknownMemoryQos};
+use crate::commands::doctor::finding::Finding;
+use crate::kubelet::node::{Conflict, KubeletSettings, UnknownMemoryQos};
 
 /// Name of the check for the kubelet's own MemoryQoS feature.
 const MEMORY_QOS: &str = "kubelet-memory-qos";
 
 impl NodeFacts {
     pub(super) fn kubelet_memory_qos(&self) -> Finding {
-        if let Some(unsettled) = &self.kubelet.memory.unsettled {
-            return self.unsettled_memory_qos(unsettled);
+        let memory = &self.kubelet.memory;
+        if let Some(unsettled) = &memory.unsettled {
+            return unsettled_memory_qos(unsettled, &memory.kubelet);
         }
-        let conflicts = self.kubelet.memory.conflicts.iter().copied().map(memory_qos_conflict);
-        let overrides = self.memory_qos_overrides();
-        let advice = "check that the flags and drop-ins of the kubelet set featureGates.MemoryQoS \
-                      to false; 'kubectl get --raw /api/v1/nodes/NODE/proxy/configz' shows the \
-                      gates in force";
-        let unknown =
-            overrides.into_iter().map(|found| Finding::unknown(MEMORY_QOS, found, advice));
-        let otherwise = "the kubelet's MemoryQoS is off in /var/lib/kubelet/config.yaml, and no \
-                         flag or drop-in overrides the file";
-        Finding::all(MEMORY_QOS, otherwise, conflicts.chain(unknown).collect())
-    }
-
-    /// Returns the finding for a kubelet whose configuration does not show whether MemoryQoS is on.
-    fn unsettled_memory_qos(&self, unsettled: &UnknownMemoryQos) -> Finding {
-        let (found, advice) = match unsettled {
-            UnknownMemoryQos::DefaultOfVersion => (
-                format!(
-                    "/{KUBELET}/config.yaml does not set featureGates.MemoryQoS, which is on by \
-                     default since Kubernetes 1.37: the kubelet then sets memory.min of kubepods \
-                     and memory.low of the QoS classes to 0 when it starts"
-                ),
-                "set featureGates.MemoryQoS to false in that file and restart the kubelet",
+        let conflicts = memory.conflicts.iter().copied().map(memory_qos_conflict);
+        let otherwise = match &memory.kubelet.config {
+            Some(path) => format!(
+                "the kubelet's MemoryQoS is off, according to {}, drop-ins and flags",
+                excerpt(path)
             ),
-            UnknownMemoryQos::NoConfig(elsewhere) => {
-                let elsewhere = match &elsewhere[..] {
-                    [] => String::new(),
-                    paths => format!(
-                        "; found /{}, which flags and drop-ins may override",
-                        paths.join(" and /")
-                    ),
-                };
-                (
-                    format!(
-                        "expected a kubelet configuration at /{KUBELET}/config.yaml{elsewhere}"
-                    ),
-                    "check that featureGates.MemoryQoS is false in the file that the kubelet's \
-                     --config names, and in the kubelet's flags",
-                )
-            }
-            UnknownMemoryQos::Unreadable => (
-                format!("cannot read /{KUBELET}/config.yaml"),
-                "correct the file and set featureGates.MemoryQoS to false",
-            ),
+            None => "the kubelet's MemoryQoS is off, according to its flags".to_owned(),
         };
-        let problem = match &self.kubelet.config {
-            Ok(text) => text.as_deref().and_then(|text| KubeletReservations::parse(text).err()),
-            Err(error) => Some(error.why.clone()),
-        };
-        let found = match problem {
-            Some(problem) => format!("{found}: {problem}"),
-            None => found,
-        };
-        Finding::unknown(MEMORY_QOS, found, advice)
-    }
-
-    /// Describes the flags and unread files that may switch MemoryQoS on.
-    fn memory_qos_overrides(&self) -> Vec<String> {
-        let kubelets = match &self.kubelet.kubelets {
-            Err(error) => {
-                return vec![format!("cannot search /proc for the kubelet: {}", error.why)];
-            }
-            Ok(kubelets) => kubelets,
-        };
-        if kubelets.is_empty() {
-            return vec![format!(
-                "found no kubelet process: its flags and drop-ins may override \
-                 /{KUBELET}/config.yaml"
-            )];
-        }
-        let overrides = kubelets.iter().flat_map(|kubelet| {
-            let flag = match kubelet.memory_qos() {
-                GateFlag::Off => return Vec::new(),
-                GateFlag::Unset => None,
-                GateFlag::On => {
-                    Some("the kubelet's flag --feature-gates sets MemoryQoS".to_owned())
-                }
-                GateFlag::Invalid(value) => Some(format!(
-                    "the kubelet's flag --feature-gates sets MemoryQoS to {}, expected true or \
-                     false",
-                    excerpt(&value)
-                )),
-            };
-            flag.into_iter().chain(unread_configurations(kubelet)).collect()
-        });
-        overrides.collect()
+        Finding::all(MEMORY_QOS, otherwise, conflicts.collect())
     }
 
     pub(super) fn checkpoints(&self) -> Finding {
         const CHECK: &str = "checkpoints";
+        let directory = excerpt(&self.kubelet.memory.kubelet.root_dir);
         if !self.kubelet.checkpoint_problems.is_empty() {
             let found = self.kubelet.checkpoint_problems.join("; ");
             let advice = if self.is_root {
@@ -118,20 +40,55 @@ impl NodeFacts {
         }
         if !self.kubelet.checkpoints.is_empty() {
             let files = self.kubelet.checkpoints.join(" and ");
-            return Finding::ok(CHECK, format!("/{KUBELET} has {files}"));
+            return Finding::ok(CHECK, format!("{directory} has {files}"));
         }
-        let found = if self.kubelet.has_kubelet {
+        let found = if self.kubelet.has_directory {
             format!(
-                "/{KUBELET} has no checkpoints, as before Kubernetes 1.33: the plugin knows most \
+                "{directory} has no checkpoints, as before Kubernetes 1.33: the plugin knows most \
                  requests only to 0.1 % of the node's memory"
             )
         } else {
-            format!("/{KUBELET} does not exist, so the plugin estimates requests")
+            format!("{directory} does not exist, so the plugin estimates requests")
         };
         let advice = "use Kubernetes 1.33 or newer, or annotate pods with \
                       memory-request.plimsoll.nri.io";
         Finding::warning(CHECK, found, advice)
     }
+}
+
+/// Returns the finding for a kubelet whose settings do not show whether MemoryQoS is on.
+fn unsettled_memory_qos(unsettled: &UnknownMemoryQos, kubelet: &KubeletSettings) -> Finding {
+    let (found, advice) = match unsettled {
+        UnknownMemoryQos::DefaultOfVersion(path) => (
+            format!(
+                "{} does not set featureGates.MemoryQoS, which is on by default since Kubernetes \
+                 1.37: the kubelet then sets memory.min of kubepods and memory.low of the QoS \
+                 classes to 0 when it starts",
+                excerpt(path)
+            ),
+            "set featureGates.MemoryQoS to false in that file and restart the kubelet, or set \
+             kubelet.version in the plugin's configuration",
+        ),
+        UnknownMemoryQos::NoConfig(path) => (
+            format!("expected a kubelet configuration at {}, found none", excerpt(path)),
+            "set kubelet.config in the plugin's configuration to the file that the kubelet's \
+             --config names",
+        ),
+        UnknownMemoryQos::Unusable(path) => {
+            let mut found = format!("cannot use {}", excerpt(path));
+            if let Some((_, why)) = kubelet.unusable.first() {
+                found = format!("{found}: {why}");
+            }
+            (found, "correct the file and set featureGates.MemoryQoS to false")
+        }
+        UnknownMemoryQos::Doubt(reasons) => (
+            format!("the kubelet may have other settings than its files: {reasons}"),
+            "check that no flag or drop-in of the kubelet sets featureGates.MemoryQoS: 'kubectl \
+             get --raw /api/v1/nodes/NODE/proxy/configz' shows the gates in force; or set \
+             kubelet.config in the plugin's configuration",
+        ),
+    };
+    Finding::unknown(MEMORY_QOS, found, advice)
 }
 
 /// Returns the finding for a kubelet whose configuration shows that MemoryQoS is on.
@@ -159,35 +116,10 @@ fn memory_qos_conflict(conflict: Conflict) -> Finding {
     Finding::warning(MEMORY_QOS, found, advice)
 }
 
-/// Describes the parts of the kubelet's configuration that doctor does not read.
-pub(super) fn unread_configurations(kubelet: &KubeletProcess) -> Vec<String> {
-    let mut unread = Vec::new();
-    match kubelet.values("--config").last() {
-        Some(path) if Path::new(path) == Path::new("/").join(KUBELET).join("config.yaml") => {}
-        Some(path) => unread.push(format!("the kubelet runs with --config {}", excerpt(path))),
-        None => unread.push("the kubelet runs without --config".to_owned()),
-    }
-    let directory = excerpt(kubelet.values("--config-dir").last().unwrap_or_default());
-    match &kubelet.drop_ins {
-        Ok(names) if names.is_empty() => {}
-        Ok(names) => {
-            let names: Vec<_> = names.iter().take(MOST_NAMES).map(|name| excerpt(name)).collect();
-            let names = names.join(", ");
-            unread
-                .push(format!("doctor does not read the kubelet's drop-ins {directory}: {names}"));
-        }
-        Err(error) => {
-            unread.push(format!("cannot list the kubelet's drop-ins in {directory}: {}", error.why))
-        }
-    }
-    unread
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use crate::commands::doctor::facts::kubelet::KUBELET;
     use crate::commands::doctor::finding::Mark;
     use crate::commands::doctor::fixture::*;
 
@@ -249,26 +181,21 @@ mod tests {
     }
 
     #[test]
-    fn overriding_flags_and_drop_ins_are_unknown() {
+    fn flags_and_drop_ins_count() {
         let config = "/usr/bin/kubelet\0--config\0/var/lib/kubelet/config.yaml\0";
-        for (flags, found) in [
-            ("--config-dir=/etc/kubernetes/kubelet.conf.d\0", "kubelet.conf.d: 20.conf"),
-            ("--config-dir\0/etc/kubernetes/kubelet.conf.d\0", "kubelet.conf.d: 20.conf"),
-            ("--feature-gates=MemoryQoS=true\0", "flag --feature-gates sets MemoryQoS"),
-            ("--feature-gates=MemoryQoS=no\0", "sets MemoryQoS to no, expected true or false"),
-            ("--config=/etc/kubelet.yaml\0", "--config /etc/kubelet.yaml"),
+        let drop_in = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+                       featureGates: {MemoryQoS: true}\nsystemReserved: {memory: 1Gi}\n";
+        for flags in [
+            "--config-dir=/etc/kubernetes/kubelet.conf.d\0",
+            "--config-dir\0/etc/kubernetes/kubelet.conf.d\0",
+            "--feature-gates=MemoryQoS=true\0--system-reserved=memory=1Gi\0",
         ] {
             let node = Node::good();
             node.write("proc/4242/cmdline", &format!("{config}{flags}"));
-            node.write(
-                "etc/kubernetes/kubelet.conf.d/20.conf",
-                "featureGates: {MemoryQoS: true}\n",
-            );
-            let troubles = node.troubles();
-            expect(&troubles[..1], "kubelet-memory-qos", Mark::Unknown, found, "configz");
-            let allocatable =
-                troubles.iter().filter(|finding| finding.check == "node-allocatable").count();
-            assert_eq!(allocatable, usize::from(!flags.contains("gates")), "{troubles:#?}");
+            node.write("etc/kubernetes/kubelet.conf.d/20.conf", drop_in);
+            let found = "the kubelet's MemoryQoS is on (featureGates)";
+            expect(&node.troubles(), "kubelet-memory-qos", Mark::Warning, found, "to false");
+            ok(&node.facts(), "node-allocatable", "7411335168 bytes");
         }
         let node = Node::good();
         node.write("proc/4242/cmdline", &format!("{config}--config-dir=/etc/kubernetes/empty\0"));
@@ -276,51 +203,57 @@ mod tests {
         node.write("proc/4242/cmdline", &format!("{config}--feature-gates=A=true,MemoryQoS=F\0"));
         assert_eq!(node.troubles(), []);
         node.write("proc/4242/cmdline", &format!("{config}--eviction-hard=memory.available<1Gi\0"));
-        expect(
-            &node.troubles(),
-            "node-allocatable",
-            Mark::Unknown,
-            "the flag --eviction-hard",
-            "kubectl describe node",
-        );
-        node.remove("proc/4242");
-        expect(
-            &node.troubles(),
-            "kubelet-memory-qos",
-            Mark::Unknown,
-            "found no kubelet process",
-            "configz",
-        );
+        assert_eq!(node.troubles(), []);
+        ok(&node.facts(), "node-allocatable", "7516192768 bytes");
+    }
+
+    /// Checks that both findings about the kubelet's settings are unknown.
+    #[track_caller]
+    fn expect_both_unknown(node: &Node, found: &str) {
+        let troubles = node.troubles();
+        let checks: Vec<_> = troubles.iter().map(|finding| finding.check).collect();
+        assert_eq!(checks, ["kubelet-memory-qos", "node-allocatable"], "{troubles:#?}");
+        for finding in &troubles {
+            assert_eq!(finding.mark, Mark::Unknown, "{finding:#?}");
+            assert!(finding.found.contains(found), "{finding:#?}");
+        }
     }
 
     #[test]
-    fn a_kubelet_configured_elsewhere_is_not_ok() {
+    fn doubtful_settings_are_unknown() {
+        let config = "/usr/bin/kubelet\0--config\0/var/lib/kubelet/config.yaml\0";
+        let node = Node::good();
+        node.write("proc/4242/cmdline", &format!("{config}--feature-gates=MemoryQoS=no\0"));
+        expect_both_unknown(&node, "sets MemoryQoS to no, expected true or false");
+        node.write("proc/4242/cmdline", &format!("{config}--config=/etc/kubelet.yaml\0"));
+        expect_both_unknown(&node, "/etc/kubelet.yaml");
+        node.write("proc/4242/cmdline", &format!("{config}--config-dir=/etc/kubelet.conf.d\0"));
+        node.write("etc/kubelet.conf.d/1.conf", "systemReserved: {memory: 1Gi}\n");
+        expect_both_unknown(&node, "/etc/kubelet.conf.d/1.conf: expected apiVersion and kind");
+        node.write("proc/4242/cmdline", config);
+        node.write("proc/4242/status", "Uid:\t1000\t1000\t1000\t1000\n");
+        expect_both_unknown(&node, "process 4242 (kubelet) does not run as root");
+        node.remove("proc/4242");
+        expect_both_unknown(&node, "found no kubelet process");
+        node.write(DROP_IN, "kubelet: {config: /var/lib/kubelet/config.yaml}\n");
+        assert_eq!(node.troubles(), []);
+    }
+
+    #[test]
+    fn a_kubelet_configured_elsewhere_is_found() {
         let node = Node::good();
         node.remove(KUBELET_CONFIG);
-        node.write("etc/kubernetes/kubelet/config.json", r#"{"kind": "KubeletConfiguration"}"#);
-        let mut troubles = node.troubles();
-        let found = "(7.9Gi), from memory.max of kubepods minus hard eviction of 100Mi, the \
-                     kubelet's default";
-        expect(
-            &troubles.split_off(1),
-            "node-allocatable",
-            Mark::Unknown,
-            found,
-            "kubectl describe node",
-        );
-        let found = "expected a kubelet configuration at /var/lib/kubelet/config.yaml; found \
-                     /etc/kubernetes/kubelet/config.json";
-        expect(&troubles, "kubelet-memory-qos", Mark::Unknown, found, "--config");
-        node.remove("sys/fs/cgroup/kubepods.slice/memory.max");
-        let troubles = node.troubles();
-        expect(
-            &troubles[1..],
-            "node-allocatable",
-            Mark::Unknown,
-            "from all memory minus hugepages",
-            "start the kubelet",
-        );
-        assert_eq!(node.facts().judge().unknown, 2);
+        expect_both_unknown(&node, "/var/lib/kubelet/config.yaml, found none");
+        let json = r#"{"kind": "KubeletConfiguration", "featureGates": {"MemoryQoS": false},
+                       "systemReserved": {"memory": "1Gi"}}"#;
+        node.write("etc/kubernetes/kubelet/config.json", json);
+        let line = "/usr/bin/kubelet\0--config=/etc/kubernetes/kubelet/config.json\0";
+        node.write("proc/4242/cmdline", line);
+        assert_eq!(node.troubles(), []);
+        ok(&node.facts(), "node-allocatable", "7411335168 bytes");
+        // Without a visible process, the plugin knows this path, but not the flags.
+        node.remove("proc/4242");
+        expect_both_unknown(&node, "found no kubelet process");
     }
 
     #[test]
@@ -356,7 +289,7 @@ mod tests {
         node.remove("var/lib/kubelet/actuated_pods_state");
         let found = "before Kubernetes 1.33";
         expect(&node.troubles(), "checkpoints", Mark::Warning, found, "annotate");
-        node.remove(KUBELET);
+        node.remove("var/lib/kubelet");
         node.write(DROP_IN, "nodeAllocatable: 4Gi\n");
         let troubles = node.troubles();
         expect(
