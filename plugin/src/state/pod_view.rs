@@ -18,6 +18,30 @@ pub struct PodView {
     pub memory: (PodLimitRecord, Vec<Member>),
     /// Evidence about the CPU limit, in microseconds per second.
     pub cpu: (PodLimitRecord, Vec<Member>),
+    /// The pod's own memory request (`spec.resources`).
+    pub own_request: OwnRequest,
+}
+
+/// The memory request of a whole pod (`spec.resources.requests`), which may exceed the sum of the
+/// containers' requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OwnRequest {
+    /// The kubelet's checkpoint entry is missing or unreadable.
+    #[default]
+    Unknown,
+    /// The kubelet has recorded this request, or no request of the whole pod.
+    Known(Option<Bytes>),
+}
+
+impl OwnRequest {
+    fn of(recorded: &RecordSearch) -> Self {
+        let pod = recorded.as_ref().ok().and_then(|found| found.pod.as_ref());
+        match pod.map(|pod| pod.pod_level()) {
+            Some(PodLevel::Recorded { memory_request, .. }) => Self::Known(memory_request),
+            Some(PodLevel::Unrecorded) => Self::Known(None),
+            Some(PodLevel::Unreadable) | None => Self::Unknown,
+        }
+    }
 }
 
 impl Containers {
@@ -70,7 +94,11 @@ impl Containers {
                 pod_limit_records(pod, self.knows_names(&container.sandbox, pod.names()))
             }
         };
-        PodView { memory: (of_memory, memory), cpu: (of_cpu, cpu) }
+        PodView {
+            memory: (of_memory, memory),
+            cpu: (of_cpu, cpu),
+            own_request: OwnRequest::of(recorded),
+        }
     }
 }
 
@@ -114,7 +142,7 @@ fn pod_limit_records(pod: &PodRecord, is_complete: bool) -> [PodLimitRecord; 2] 
     let own = match pod.pod_level() {
         PodLevel::Unreadable => return [PodLimitRecord::Unreadable; 2],
         PodLevel::Unrecorded => [None, None],
-        PodLevel::Limits(RecordedLimits { memory, cpu }) => {
+        PodLevel::Recorded { limits: RecordedLimits { memory, cpu }, .. } => {
             [Some(memory.map(Bytes::get)), Some(cpu.map(MilliCpu::rate))]
         }
     };

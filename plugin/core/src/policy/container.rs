@@ -52,9 +52,9 @@ pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Pol
     Desired { min, low, high: throttling(resources, class, node, policy.throttling), claim }
 }
 
-/// Returns the protection for a pod's overhead. The same file (`memory.min` or `memory.low`)
-/// protects the overhead and the containers' requests.
-pub fn overhead(bytes: Bytes, class: QosClass, policy: &Policy) -> Protection {
+/// Returns the protection for memory of a whole pod: its overhead, or its own request. The same file
+/// (`memory.min` or `memory.low`) protects the containers' requests.
+pub fn pod_protection(bytes: Bytes, class: QosClass, policy: &Policy) -> Protection {
     match (policy.reservation, class) {
         (ReservationPolicy::None, _) => Protection::default(),
         (ReservationPolicy::HardReservation, _)
@@ -287,7 +287,7 @@ mod tests {
             (ReservationPolicy::None, QosClass::Guaranteed, Protection::default()),
         ] {
             assert_eq!(
-                overhead(mib(8), class, &policy(reservation)),
+                pod_protection(mib(8), class, &policy(reservation)),
                 expected,
                 "{reservation} {class}"
             );

@@ -18,7 +18,7 @@ mod reason;
 pub mod rescue;
 pub mod stall;
 
-pub use self::container::{desired, overhead};
+pub use self::container::{desired, pod_protection};
 pub use self::decision::{Decision, Desired, KNOBS, Setting};
 pub use self::node_policy::{FactorError, Node, Policy, ReservationPolicy, ThrottlingFactor};
 pub use self::protection::Protection;

@@ -173,6 +173,7 @@ struct RawPod {
 
 #[derive(Deserialize)]
 struct RawPodLevel {
+    requests: Option<RawList>,
     limits: Option<RawList>,
 }
 
@@ -181,8 +182,11 @@ impl RawPodLevel {
         let limits = self.limits.unwrap_or_default();
         let memory = quantity(limits.memory.as_ref(), Bytes::from_quantity);
         let cpu = quantity(limits.cpu.as_ref(), MilliCpu::from_quantity);
-        match (memory, cpu) {
-            (Ok(memory), Ok(cpu)) => PodLevel::Limits(RecordedLimits { memory, cpu }),
+        let requests = self.requests.unwrap_or_default();
+        match (memory, cpu, quantity(requests.memory.as_ref(), Bytes::from_quantity)) {
+            (Ok(memory), Ok(cpu), Ok(memory_request)) => {
+                PodLevel::Recorded { limits: RecordedLimits { memory, cpu }, memory_request }
+            }
             _ => PodLevel::Unreadable,
         }
     }
@@ -280,16 +284,18 @@ mod tests {
         );
         assert_eq!(pod.limits("debugger"), None);
         assert_eq!(pod.names().count(), 3);
+        let recorded = |limits, request: u64| PodLevel::Recorded {
+            limits,
+            memory_request: (request != 0).then(|| Bytes::new(request << 20)),
+        };
         for (pod_level, expected) in [
             (json!(null), PodLevel::Unrecorded),
-            (json!({}), PodLevel::Limits(RecordedLimits::default())),
-            (json!({"requests": {"memory": "1Gi"}}), PodLevel::Limits(RecordedLimits::default())),
-            (
-                json!({"limits": {"hugepages-2Mi": "4Mi"}}),
-                PodLevel::Limits(RecordedLimits::default()),
-            ),
-            (json!({"limits": {"cpu": "1"}}), PodLevel::Limits(limits(0, "1"))),
-            (json!({"limits": {"memory": "128Mi"}}), PodLevel::Limits(limits(128, ""))),
+            (json!({}), recorded(RecordedLimits::default(), 0)),
+            (json!({"requests": {"memory": "1Gi"}}), recorded(RecordedLimits::default(), 1024)),
+            (json!({"requests": {"memory": "much"}}), PodLevel::Unreadable),
+            (json!({"limits": {"hugepages-2Mi": "4Mi"}}), recorded(RecordedLimits::default(), 0)),
+            (json!({"limits": {"cpu": "1"}}), recorded(limits(0, "1"), 0)),
+            (json!({"limits": {"memory": "128Mi"}}), recorded(limits(128, ""), 0)),
             (json!({"limits": {"memory": "much"}}), PodLevel::Unreadable),
         ] {
             assert_eq!(found(pod_level.clone()).pod_level(), expected, "{pod_level}");

@@ -12,7 +12,7 @@ pub struct PodRecord {
 }
 
 impl PodRecord {
-    /// Returns the pod-level limits in the entry.
+    /// Returns the pod-level resources in the entry.
     pub fn pod_level(&self) -> PodLevel {
         self.pod_level
     }
@@ -48,8 +48,13 @@ pub enum PodLevel {
     /// default since 1.36).
     #[default]
     Unrecorded,
-    /// The pod has these pod-level limits and no others.
-    Limits(RecordedLimits),
+    /// The pod has these pod-level resources and no others.
+    Recorded {
+        /// Limits of the whole pod.
+        limits: RecordedLimits,
+        /// Memory request of the whole pod; `None` if not given.
+        memory_request: Option<Bytes>,
+    },
     /// The pod-level resources in the entry are unreadable.
     Unreadable,
 }

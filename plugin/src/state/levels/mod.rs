@@ -84,6 +84,8 @@ struct State {
     /// value. The plugin does not write these files until their desired values change.
     left: HashMap<(CgroupPath, Knob), (u64, Limit)>,
     raising: Raising,
+    /// Policy for the memory of whole pods.
+    policy: Policy,
     /// Pod limits that another program has lowered with `repair: false`, with the inode and the
     /// desired limit. A memory limit is in bytes, and a CPU limit in microseconds per second.
     left_limits: HashMap<(CgroupPath, &'static str), (u64, u64)>,
@@ -246,6 +248,7 @@ impl Levels {
             state.left_limits.clear();
         }
         state.raising = Raising::of(settings);
+        state.policy = settings.policy();
         let former = std::mem::replace(&mut state.reserved, settings.reserved());
         let mut levels: Vec<_> =
             with_ancestors(&former).union(&with_ancestors(&state.reserved)).cloned().collect();

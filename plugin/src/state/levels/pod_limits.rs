@@ -23,7 +23,7 @@ use crate::lock;
 use crate::state::brake::Cause;
 use crate::state::container::Container;
 use crate::state::originals::RaisedLimit;
-use crate::state::pod_view::PodView;
+use crate::state::pod_view::{OwnRequest, PodView};
 
 /// Result of [`Levels::raise_limits`].
 #[derive(Debug, Default)]
@@ -98,7 +98,7 @@ impl Levels {
             }
         };
         let evidence = self.pod_evidence(state, container, pod, memory_in_force, cpu_in_force);
-        let origins = update_origins(state, container, &evidence);
+        let origins = update_origins(state, container, &evidence, pod.own_request);
         // The memory request of a Guaranteed pod equals its limit. Therefore the pod needs no more
         // protection than its limit, even if the origin of the limit is unknown.
         let is_all_requested =
@@ -107,6 +107,11 @@ impl Levels {
         let cap = origins.cap(overhead).or(memory_in_force.filter(|_| is_all_requested));
         let levels = state.tree.set_cap(path, cap);
         self.apply_levels(state, levels, Some(path));
+        if let Some(sandbox) = state.sandboxes.get(&container.sandbox) {
+            let own = sandbox.own_protection(origins.own_request, &state.policy);
+            let levels = state.tree.set_own(path, own);
+            self.apply_levels(state, levels, Some(path));
+        }
         let mut raise = evidence.needed(&origins);
         if state.raising == Raising::Done {
             // Decide about memory and CPU separately, because a conflict about the memory limit
@@ -388,11 +393,19 @@ impl Levels {
 
 /// Updates the origins of a pod's limits. If the plugin does not raise a low limit because its
 /// origin is unknown, logs this once per pod.
-fn update_origins(state: &mut State, container: &Container, evidence: &PodEvidence<'_>) -> Origins {
+fn update_origins(
+    state: &mut State,
+    container: &Container,
+    evidence: &PodEvidence<'_>,
+    own_request: OwnRequest,
+) -> Origins {
     let PodEvidence { memory, cpu } = evidence;
     let before = state.origins.get(&container.sandbox).copied().unwrap_or_default();
     let mut origins =
         Origins { memory: memory.origin(before.memory), cpu: cpu.origin(before.cpu), ..before };
+    if let OwnRequest::Known(request) = own_request {
+        origins.own_request = request;
+    }
     if !before.is_said && evidence.has_low_limit_of_unknown_origin(&origins) {
         origins.is_said = true;
         // This message is no warning, because the user usually intends a low pod limit.

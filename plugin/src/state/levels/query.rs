@@ -7,7 +7,6 @@ use plimsoll_core::policy::Protection;
 use plimsoll_core::policy::hierarchy::{Level, PodPlace, Tree};
 use plimsoll_core::units::Bytes;
 
-use super::sandbox::Sandbox;
 use super::{LevelKind, Levels, State, is_ours};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::kubelet::kubepods::{CgroupSearch, find};
@@ -68,8 +67,11 @@ impl Levels {
             planned.tree.claim(place, id, claim);
         }
         for (id, origins) in &planned.origins {
-            if let Some(Sandbox { place, overhead, .. }) = planned.sandboxes.get(id) {
-                planned.tree.set_cap(place.cgroup(), origins.cap(*overhead));
+            if let Some(sandbox) = planned.sandboxes.get(id) {
+                let pod = sandbox.place.cgroup();
+                let policy = &settings.config.policy;
+                planned.tree.set_cap(pod, origins.cap(sandbox.overhead));
+                planned.tree.set_own(pod, sandbox.own_protection(origins.own_request, policy));
             }
         }
         self.levels_of(&planned)

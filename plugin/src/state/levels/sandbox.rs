@@ -7,11 +7,13 @@ use plimsoll_core::requests;
 use plimsoll_core::requests::annotation::Overrides;
 use plimsoll_core::units::Bytes;
 
-/// Origins of a pod's limits that the plugin has proved.
+/// Origins of a pod's limits that the plugin has proved, and the pod's own request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Origins {
     pub(super) memory: Origin,
     pub(super) cpu: Origin,
+    /// Memory request of the whole pod, as far as the plugin knows.
+    pub(super) own_request: Option<Bytes>,
     /// Whether the log has explained why the plugin does not raise the pod's low limits.
     pub(super) is_said: bool,
 }
@@ -49,8 +51,20 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
+    /// Returns the protection that the pod's overhead needs.
     pub(super) fn protection(&self, node: &Policy) -> Protection {
+        self.protection_of(self.overhead, node)
+    }
+
+    /// Returns the protection that the pod's own memory request needs, with the overhead.
+    pub(super) fn own_protection(&self, request: Option<Bytes>, node: &Policy) -> Protection {
+        request.map_or_else(Protection::default, |request| {
+            self.protection_of(request.saturating_add(self.overhead), node)
+        })
+    }
+
+    fn protection_of(&self, bytes: Bytes, node: &Policy) -> Protection {
         let (policy, _) = requests::overridden(node, &self.overrides);
-        policy::overhead(self.overhead, self.place.class(), &policy)
+        policy::pod_protection(bytes, self.place.class(), &policy)
     }
 }

@@ -72,6 +72,9 @@ impl Levels {
         let mut pods: HashSet<_> = state.tree.pods().cloned().collect();
         for sandbox in state.sandboxes.values() {
             state.tree.set_overhead(&sandbox.place, sandbox.protection(policy));
+            let request = state.origins.get(&sandbox.id).and_then(|origins| origins.own_request);
+            let own = sandbox.own_protection(request, policy);
+            state.tree.set_own(sandbox.place.cgroup(), own);
             pods.remove(sandbox.place.cgroup());
         }
         for pod in pods {

@@ -57,6 +57,9 @@ struct Pod {
     place: PodPlace,
     containers: HashMap<String, Protection>,
     overhead: Protection,
+    /// Protection that the pod's own request needs, with the overhead. The containers' requests are
+    /// a part of it.
+    own: Protection,
     /// Upper bound of the protection that the pod needs. Derived from the pod's memory limit.
     cap: Option<Bytes>,
     /// Sum of the protection that the containers and the overhead need.
@@ -132,6 +135,19 @@ impl Tree {
             pod.asked.replace(pod.overhead, overhead);
             pod.overhead = overhead;
         });
+        self.finish(change)
+    }
+
+    /// Sets the protection that a pod's own request needs, with the pod's overhead. Does nothing for
+    /// an unknown pod.
+    pub fn set_own(&mut self, pod: &CgroupPath, own: Protection) -> Vec<Level> {
+        let Some(place) =
+            self.pods.get(pod).filter(|pod| pod.own != own).map(|pod| pod.place.clone())
+        else {
+            return Vec::new();
+        };
+        let mut change = self.begin();
+        self.edit(&place, &mut change, |pod| pod.own = own);
         self.finish(change)
     }
 
@@ -337,15 +353,17 @@ impl Pod {
             place: place.clone(),
             containers: HashMap::new(),
             overhead: Protection::default(),
+            own: Protection::default(),
             cap: None,
             asked: Sum::default(),
             gets: Protection::default(),
         }
     }
 
-    /// Returns the protection that the pod needs: the sum, but at most `cap`.
+    /// Returns the protection that the pod needs: the sum or the pod's own request, whichever is
+    /// larger, but at most `cap`.
     fn asks_for(&self) -> Protection {
-        let Protection { min, low } = self.asked.protection();
+        let Protection { min, low } = self.asked.protection().max(self.own);
         match self.cap {
             Some(cap) => Protection { min: min.min(cap), low: low.min(cap.saturating_sub(min)) },
             None => Protection { min, low },
@@ -406,6 +424,30 @@ mod tests {
             ["/kubepods 160 50", "/kubepods/pod1 110 50"]
         );
         assert!(tree.set_cap(guaranteed("other").cgroup(), Some(Bytes::ZERO)).is_empty());
+    }
+
+    #[test]
+    fn a_pods_own_request_exceeds_the_sum() {
+        let mut tree = Tree::new(None);
+        let pod = burstable("pod1");
+        assert!(tree.set_own(pod.cgroup(), protection(0, 100)).is_empty());
+        tree.claim(&pod, "a", protection(0, 30));
+        let own = tree.set_own(pod.cgroup(), protection(0, 100));
+        assert_eq!(
+            shown(&own),
+            ["/kubepods 100 100", "/kubepods/burstable 0 100", "/kubepods/burstable/pod1 0 100"]
+        );
+        assert!(tree.claim(&pod, "b", protection(0, 60)).is_empty());
+        tree.claim(&pod, "b", protection(0, 90));
+        assert_eq!(tree.desired(pod.cgroup()), Some(protection(0, 120)));
+        tree.set_cap(pod.cgroup(), Some(Bytes::new(110)));
+        assert_eq!(tree.desired(pod.cgroup()), Some(protection(0, 110)));
+        for container in ["a", "b"] {
+            tree.release(container);
+        }
+        assert_eq!(tree.desired(pod.cgroup()), Some(protection(0, 100)));
+        tree.set_own(pod.cgroup(), protection(0, 0));
+        assert_eq!(tree.desired(pod.cgroup()), Some(protection(0, 0)));
     }
 
     #[test]
