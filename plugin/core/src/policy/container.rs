@@ -52,8 +52,8 @@ pub fn desired(resources: &Resources, class: QosClass, node: &Node, policy: &Pol
     Desired { min, low, high: throttling(resources, class, node, policy.throttling), claim }
 }
 
-/// Returns the protection for memory of a whole pod: its overhead, or its own request. The same file
-/// (`memory.min` or `memory.low`) protects the containers' requests.
+/// Returns the protection for memory of a whole pod: its overhead, or its own request. The same
+/// file (`memory.min` or `memory.low`) protects the containers' requests.
 pub fn pod_protection(bytes: Bytes, class: QosClass, policy: &Policy) -> Protection {
     match (policy.reservation, class) {
         (ReservationPolicy::None, _) => Protection::default(),

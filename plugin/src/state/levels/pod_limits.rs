@@ -12,7 +12,7 @@ use plimsoll_core::pod::{CgroupPath, QosClass};
 use plimsoll_core::policy::contention::RepairDecision;
 use plimsoll_core::policy::limit_decrease::Raise;
 use plimsoll_core::policy::pod_limit::{Evidence, Origin, Unit};
-use plimsoll_core::units::{Bytes, CPU_MAX, CpuMax, Knob, Limit};
+use plimsoll_core::units::{Bytes, CPU_MAX, CpuMax, Knob, Limit, PageSize};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -60,14 +60,18 @@ impl PodEvidence<'_> {
         is_low(&self.memory, origins.memory) || is_low(&self.cpu, origins.cpu)
     }
 
-    /// Returns the limits that the pod needs. Includes only limits that are the sum of the
-    /// containers' limits.
-    fn needed(&self, origins: &Origins) -> Raise {
+    /// Returns the limits that the pod needs, if the limits in force are lower. Includes only
+    /// limits that are the sum of the containers' limits.
+    fn raise(&self, origins: &Origins, page: PageSize) -> Raise {
         let needed =
             |evidence: &Evidence<'_>, origin| evidence.needed().filter(|_| origin == Origin::Sum);
+        let in_force = self.memory.in_force.map(Bytes::new);
+        let is_low =
+            |needed: &Bytes| in_force.is_some_and(|in_force| in_force < needed.floor_to(page));
         Raise {
-            memory: needed(&self.memory, origins.memory).map(Bytes::new),
-            cpu: needed(&self.cpu, origins.cpu),
+            memory: needed(&self.memory, origins.memory).map(Bytes::new).filter(is_low),
+            cpu: needed(&self.cpu, origins.cpu)
+                .filter(|needed| self.cpu.in_force.is_some_and(|in_force| in_force < *needed)),
         }
     }
 }
@@ -112,7 +116,7 @@ impl Levels {
             let levels = state.tree.set_own(path, own);
             self.apply_levels(state, levels, Some(path));
         }
-        let mut raise = evidence.needed(&origins);
+        let mut raise = evidence.raise(&origins, self.page_size);
         if state.raising == Raising::Done {
             // Decide about memory and CPU separately, because a conflict about the memory limit
             // must not prevent a raise of the CPU limit.
@@ -173,9 +177,6 @@ impl Levels {
     ) {
         let (Some(observed), Some(needed)) = (in_force, raise.memory) else { return };
         let desired = needed.floor_to(self.page_size);
-        if observed >= desired {
-            return;
-        }
         let file = (pod.clone(), Knob::Max.file_name());
         let [now, to] = [observed, desired].map(Limit::Bytes);
         let is_lowered = is_touched || self.was_raised(&file, |raised: Limit| raised >= to);
@@ -204,9 +205,6 @@ impl Levels {
         result: &mut LimitRaise,
     ) {
         let (Some(observed), Some(desired)) = (in_force, raise.cpu) else { return };
-        if observed >= desired {
-            return;
-        }
         let file = (pod.clone(), CPU_MAX);
         let [now, to] = [observed, desired].map(|rate| CpuMax::NONE.with_rate(rate));
         let is_lowered = self

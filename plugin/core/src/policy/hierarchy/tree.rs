@@ -138,8 +138,8 @@ impl Tree {
         self.finish(change)
     }
 
-    /// Sets the protection that a pod's own request needs, with the pod's overhead. Does nothing for
-    /// an unknown pod.
+    /// Sets the protection that a pod's own request needs, with the pod's overhead. Does nothing
+    /// for an unknown pod.
     pub fn set_own(&mut self, pod: &CgroupPath, own: Protection) -> Vec<Level> {
         let Some(place) =
             self.pods.get(pod).filter(|pod| pod.own != own).map(|pod| pod.place.clone())
