@@ -128,6 +128,11 @@ impl fmt::Display for CpuShares {
 pub struct MilliCpu(u64);
 
 impl MilliCpu {
+    /// Creates an amount from thousandths of a core.
+    pub const fn new(thousandths: u64) -> Self {
+        Self(thousandths)
+    }
+
     /// Parses a Kubernetes quantity of cores (`0.5`, `500m`, `2`), rounding up to whole
     /// thousandths.
     ///

@@ -12,15 +12,23 @@ use crate::commands::explain::model::{
     Basis, ContainerExplanation, ContainerKind, KnobExplanation,
 };
 
+/// Facts about the pod of a container.
+pub(super) struct PodContext<'a> {
+    pub(super) class: QosClass,
+    /// Memory limit of the whole pod, if any.
+    pub(super) memory_limit: Option<Bytes>,
+    pub(super) annotations: &'a HashMap<String, String>,
+    pub(super) basis: &'a Basis,
+}
+
 /// Explains one container. `typed` contains the amounts that the manifest states, without defaults.
 pub(super) fn explain_container(
     kind: ContainerKind,
     name: &str,
     typed: SpecResources,
-    class: QosClass,
-    annotations: &HashMap<String, String>,
-    basis: &Basis,
+    pod: &PodContext<'_>,
 ) -> ContainerExplanation {
+    let &PodContext { class, annotations, basis, .. } = pod;
     let stated = typed.with_defaults();
     let (overrides, mut notices) = Overrides::read(annotations, name);
     let (policy, overruled) = overridden(&basis.policy, &overrides);
@@ -30,7 +38,9 @@ pub(super) fn explain_container(
     }
     let request = Request::exact(stated.memory_request.unwrap_or(Bytes::ZERO), Provenance::PodSpec);
     // In Kubernetes, a limit of 0 means no limit.
-    let limit = stated.memory_limit.filter(|&limit| limit > Bytes::ZERO);
+    let own_limit = stated.memory_limit.filter(|&limit| limit > Bytes::ZERO);
+    // The kubelet gives the pod's limit to a container without a limit.
+    let limit = own_limit.or(pod.memory_limit.filter(|&limit| limit > Bytes::ZERO));
     if let Some(limit) = limit
         && request.bytes > limit
     {
@@ -47,6 +57,7 @@ pub(super) fn explain_container(
         request: request.bytes,
         request_defaulted_to_limit: typed.memory_request != stated.memory_request,
         limit,
+        limit_from_pod: limit.is_some() && own_limit.is_none(),
         memory_min: KnobExplanation::new(wanted.min, wanted.min_value()),
         memory_low: KnobExplanation::new(wanted.low, wanted.low_value()),
         memory_high: KnobExplanation::new(wanted.high, wanted.high_value()),

@@ -55,7 +55,7 @@ mod tests {
     use plimsoll_core::policy::{Policy, ReservationPolicy};
 
     use super::*;
-    use crate::commands::explain::container::explain_container;
+    use crate::commands::explain::container::{PodContext, explain_container};
     use crate::commands::explain::model::{Basis, ContainerKind};
     use crate::commands::explain::testing::basis;
 
@@ -69,9 +69,13 @@ mod tests {
                 memory_limit: limit.map(|limit| Bytes::new(limit << 20)),
                 ..SpecResources::default()
             };
-            let class = QosClass::Burstable;
-            explain_container(ContainerKind::Container, "a", stated, class, &HashMap::new(), &basis)
-                .drawing()
+            let pod = PodContext {
+                class: QosClass::Burstable,
+                memory_limit: None,
+                annotations: &HashMap::new(),
+                basis: &basis,
+            };
+            explain_container(ContainerKind::Container, "a", stated, &pod).drawing()
         };
         let expect = |left: &str, fill: char, right: &str, end: &str| {
             let fill = fill.to_string().repeat(61 - left.len() - right.len());

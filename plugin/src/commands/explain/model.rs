@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use plimsoll_core::pod::{QosClass, SpecResources};
+use plimsoll_core::pod::{ContainerRole, QosClass, SpecResources};
 use plimsoll_core::policy::{Decision, Node, Policy, Setting};
 use plimsoll_core::units::{Bytes, Limit};
 use serde::Serialize;
@@ -98,6 +98,8 @@ pub struct ContainerExplanation {
     pub request_defaulted_to_limit: bool,
     /// Memory limit in bytes (`memory.max`), if any.
     pub limit: Option<Bytes>,
+    /// Whether the container has no limit of its own, so that the kubelet gives it the pod's limit.
+    pub limit_from_pod: bool,
     /// Value for `memory.min`.
     pub memory_min: KnobExplanation,
     /// Value for `memory.low`.
@@ -131,6 +133,17 @@ pub enum ContainerKind {
     Sidecar,
     /// Ordinary container.
     Container,
+}
+
+impl ContainerKind {
+    /// Returns the role of the container in the sum of the pod's requests.
+    pub(super) fn role(self) -> ContainerRole {
+        match self {
+            Self::Init => ContainerRole::Init,
+            Self::Sidecar => ContainerRole::Sidecar,
+            Self::Container => ContainerRole::Ordinary,
+        }
+    }
 }
 
 impl fmt::Display for ContainerKind {

@@ -8,7 +8,7 @@ use plimsoll_core::requests::annotation;
 use plimsoll_core::units::excerpt;
 use serde_json::Value;
 
-use crate::commands::explain::container::explain_container;
+use crate::commands::explain::container::{PodContext, explain_container};
 use crate::commands::explain::model::{
     Basis, ContainerExplanation, ContainerKind, Mistake, PodExplanation,
 };
@@ -42,19 +42,29 @@ pub(crate) fn explain_template(
         annotation::unknown(&annotations).iter().map(ToString::to_string).collect();
     without_effect.extend(unknown_containers(&annotations, &containers));
     let mut notes = without_effect.clone();
+    let roles = containers.iter().map(|(kind, ..)| kind.role());
+    let of_pod = typed.with_pod_defaults(&roles.zip(defaulted.iter().copied()).collect::<Vec<_>>());
     let class = if typed == SpecResources::default() {
         QosClass::from_resources(&defaulted)
     } else {
         notes.push("the resources of the pod itself decide its QoS class".to_owned());
-        QosClass::from_resources([&typed.with_defaults()])
+        QosClass::from_resources([&of_pod])
     };
+    if let Some(request) = of_pod.memory_request {
+        notes.push(format!(
+            "the cgroup of the pod protects the pod's own request, {}",
+            request.quantity()
+        ));
+    }
 
+    let context =
+        PodContext { class, memory_limit: of_pod.memory_limit, annotations: &annotations, basis };
     let containers = containers
         .into_iter()
         .zip(as_typed)
         .map(|((kind, container, pointer), typed)| ContainerExplanation {
             pointer,
-            ..explain_container(kind, &container.name, typed, class, &annotations, basis)
+            ..explain_container(kind, &container.name, typed, &context)
         })
         .collect();
     Ok(PodExplanation {
@@ -140,6 +150,8 @@ fn unknown_containers(
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_core::units::{Bytes, Limit};
+
     use super::*;
     use crate::commands::explain::testing::{explained, pod};
 
@@ -153,6 +165,34 @@ mod tests {
             explanation.pods[0].containers.iter().map(|container| container.kind).collect();
         assert_eq!(kinds, [ContainerKind::Init, ContainerKind::Sidecar, ContainerKind::Container]);
         assert_eq!(explanation.pods[0].qos_class, QosClass::Burstable);
+    }
+
+    #[test]
+    fn a_container_without_limit_has_the_pods() {
+        let explanation = explained(&pod(
+            "  resources: {requests: {cpu: 100m, memory: 256Mi}, limits: {cpu: 1, memory: 1Gi}}\n  \
+             containers: [{name: a, resources: {requests: {memory: 256Mi}}}, {name: b, resources: \
+             {limits: {memory: 64Mi}}}]",
+        ));
+        let [first, second] = &explanation.pods[0].containers[..] else { panic!() };
+        let high = Some(Limit::Bytes(Bytes::new(993_210_368)));
+        assert_eq!((first.limit, first.limit_from_pod), (Some(Bytes::new(1 << 30)), true));
+        assert_eq!(first.memory_high.value, high);
+        assert_eq!((second.limit, second.limit_from_pod), (Some(Bytes::new(64 << 20)), false));
+        assert!(explanation.to_string().contains("limit 1Gi (of the pod)"), "{explanation}");
+    }
+
+    #[test]
+    fn a_missing_pod_request_is_no_guarantee() {
+        let explanation = explained(&pod(
+            "  resources: {limits: {cpu: 1, memory: 1Gi}}\n  containers: [{name: a, resources: \
+             {requests: {cpu: 100m, memory: 128Mi}}}]",
+        ));
+        let pod = &explanation.pods[0];
+        assert_eq!(pod.qos_class, QosClass::Burstable);
+        let high = Some(Limit::Bytes(Bytes::new(979_787_776)));
+        assert_eq!(pod.containers[0].memory_high.value, high);
+        assert!(pod.notes.iter().any(|note| note.contains("own request, 128Mi")), "{pod:?}");
     }
 
     #[test]

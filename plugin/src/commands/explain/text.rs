@@ -64,9 +64,10 @@ impl fmt::Display for ContainerExplanation {
         let defaulted =
             if self.request_defaulted_to_limit { " (defaulted to the limit)" } else { "" };
         let limit = self.limit.map_or("none".to_owned(), Bytes::quantity);
+        let from_pod = if self.limit_from_pod { " (of the pod)" } else { "" };
         writeln!(
             f,
-            "  {} {}: request {}{defaulted}, limit {limit}",
+            "  {} {}: request {}{defaulted}, limit {limit}{from_pod}",
             self.kind,
             self.name,
             self.request.quantity()

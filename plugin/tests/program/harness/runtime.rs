@@ -119,7 +119,7 @@ impl Runtime {
 
     pub fn apply(&self, pod: &Pod, unified: &HashMap<String, String>) {
         for (name, value) in unified {
-            fs::write(self.cgroup(pod).join(name), format!("{value}\n")).unwrap();
+            overwrite(&self.cgroup(pod).join(name), value);
         }
     }
 
