@@ -716,6 +716,21 @@ async fn a_configuration_directory_that_appears_is_watched() {
 }
 
 #[tokio::test]
+async fn a_file_removed_before_the_watch_is_reported() {
+    let node = Node::new();
+    let file = node.path("plimsoll.yaml");
+    fs::write(&file, "nodeAllocatable: 4Gi\n").unwrap();
+    let mut daemon = node.start_with(&["--config", file.to_str().unwrap()]);
+    // The plugin reads the file before it connects, and watches it once the runtime has configured
+    // the plugin.
+    let trunk = node.trunk().await;
+    fs::remove_file(&file).unwrap();
+    let runtime = node.serve(trunk, Options::default()).await;
+    daemon.says("was removed; the previous configuration stays in force").await;
+    assert_eq!(high(&runtime).await, 3686);
+}
+
+#[tokio::test]
 async fn a_later_kubelet_updates_node_allocatable() {
     let node = Node::new();
     node.write("plimsoll.yaml", "nodeAllocatable: auto\n");

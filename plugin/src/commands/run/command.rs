@@ -35,6 +35,8 @@ struct ProcessSettings {
     identity: Identity,
     /// The paths that the configuration file may have, in order of precedence.
     files: Vec<PathBuf>,
+    /// Whether one of these files existed when the plugin started.
+    had_file: bool,
     /// The level of log messages.
     level: Level,
 }
@@ -108,6 +110,7 @@ impl Run {
             None => drop_ins(&identity),
         };
         let config = self.initial_config(launched.as_ref(), &files)?;
+        let had_file = files.iter().any(|path| path.exists());
         level.set(config.log_level);
 
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -130,7 +133,7 @@ impl Run {
                 return Err(Failure::Runtime(error.into()));
             }
         };
-        let settings = ProcessSettings { identity, files, level };
+        let settings = ProcessSettings { identity, files, had_file, level };
         match runtime.block_on(self.serve(node, settings, launched, signals, program))? {
             End::Stop => Ok(ExitCode::SUCCESS),
             End::Replace => Err(execute_new_program(program, successor)),
@@ -168,7 +171,7 @@ impl Run {
         signals: Signals,
         program: &Path,
     ) -> Result<End, Failure> {
-        let ProcessSettings { identity, files, level } = settings;
+        let ProcessSettings { identity, files, had_file, level } = settings;
         let configured = Arc::new(Notify::new());
         let metrics_changed = Arc::new(Notify::new());
         let reload = Arc::new(Notify::new());
@@ -195,7 +198,7 @@ impl Run {
         // The tasks that watch files have their own thread, because a read may block.
         let watch_files = move || async move {
             configured.notified().await;
-            let config = watch_config(&files, &configurator, &containers, &reloads);
+            let config = watch_config(&files, had_file, &configurator, &containers, &reloads);
             let restored = async {
                 let Err(error) = watch_restored(&self.host, &configurator).await else { return };
                 warn!("'plimsoll restore' takes effect after some seconds only: {error:#}");

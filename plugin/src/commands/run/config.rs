@@ -22,9 +22,10 @@ const EMPTY_LIMIT: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Applies the configuration in the first existing file of `files`, whenever the file changes or
-/// other code notifies `reload`.
+/// other code notifies `reload`. `had_file` is true if a file existed when the plugin started.
 pub(super) async fn watch_config(
     files: &[PathBuf],
+    had_file: bool,
     configurator: &Configurator,
     containers: &Containers,
     reload: &Notify,
@@ -33,7 +34,8 @@ pub(super) async fn watch_config(
         files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" and ");
     let mut changes = FileWatch::new(files).inspect_err(|error| unwatched(&names, error)).ok();
     let mut is_asked_for = false;
-    let mut seen = None;
+    // The file may have been removed since the plugin started.
+    let mut seen = had_file.then(Vec::new);
     loop {
         read_and_apply(files, &names, &mut seen, is_asked_for, configurator, containers);
         let changed = async {
