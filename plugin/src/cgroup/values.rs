@@ -1,6 +1,8 @@
 //! Cgroup files for protection, limits and CPU time.
 
 use std::io;
+use std::thread;
+use std::time::Duration;
 
 use plimsoll_core::units::{Bytes, CPU_MAX, CpuMax, CpuMaxError, Knob, Limit, LimitError};
 
@@ -18,6 +20,13 @@ const RECLAIM: &str = "memory.reclaim";
 
 /// Size of the buffer for reading one amount. The longest content is a number of 20 digits.
 const AMOUNT: usize = 32;
+
+/// Number of times that the plugin reads an empty file again. The kernel never returns an empty
+/// amount. The regular files in tests are empty between the truncation and the write.
+const EMPTY_READS: u32 = 20;
+
+/// Time between two reads of an empty file.
+const EMPTY_WAIT: Duration = Duration::from_millis(1);
 
 impl Cgroup {
     /// Reads the value of a file.
@@ -78,7 +87,15 @@ impl Cgroup {
     }
 
     pub(super) fn read_amount(&self, name: &'static str) -> Result<Limit, CgroupError> {
-        self.amount(name, &self.read_text(name, AMOUNT)?)
+        let mut text = self.read_text(name, AMOUNT)?;
+        for _ in 0..EMPTY_READS {
+            if !text.is_empty() {
+                break;
+            }
+            thread::sleep(EMPTY_WAIT);
+            text = self.read_text(name, AMOUNT)?;
+        }
+        self.amount(name, &text)
     }
 
     fn amount(&self, name: &'static str, text: &str) -> Result<Limit, CgroupError> {

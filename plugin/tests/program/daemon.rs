@@ -716,7 +716,7 @@ async fn a_configuration_directory_that_appears_is_watched() {
 }
 
 #[tokio::test]
-async fn a_file_removed_before_the_watch_is_reported() {
+async fn a_file_removed_before_watching_is_reported() {
     let node = Node::new();
     let file = node.path("plimsoll.yaml");
     fs::write(&file, "nodeAllocatable: 4Gi\n").unwrap();
