@@ -289,13 +289,25 @@ fn keep(file: &Path, failures: usize) {
     let file = OpenOptions::new().write(true).open(file).unwrap();
     std::thread::spawn(move || {
         for _ in 0..failures {
-            while file.metadata().unwrap().len() > 0 {
-                inotify.read_events_blocking(&mut [0; 4096]).unwrap();
+            // A write that succeeds leaves the file empty only for a moment. After a failed write,
+            // the file stays empty for `FAULT_DELAY`.
+            let is_empty = || file.metadata().unwrap().len() == 0;
+            let stays_empty = || {
+                std::thread::sleep(FAULT_DELAY / 4);
+                is_empty()
+            };
+            while !(is_empty() && stays_empty()) {
+                if !is_empty() {
+                    inotify.read_events_blocking(&mut [0; 4096]).unwrap();
+                }
             }
             file.write_all_at(held.as_bytes(), 0).unwrap();
         }
     });
 }
+
+/// Time for which a failed system call delays the plugin.
+const FAULT_DELAY: Duration = Duration::from_millis(200);
 
 /// Number of threads that write to ancestor cgroups: one for events and one for the reconcile task.
 const WRITERS: usize = 2;
@@ -316,7 +328,8 @@ async fn passing_fault(
         keep(&file, WRITERS * failures);
     }
     // The delay gives `keep` the time to restore the file's content.
-    let fault = format!("{call}:error={error}:delay_exit=100000:when=1..{failures}");
+    let delay = FAULT_DELAY.as_micros();
+    let fault = format!("{call}:error={error}:delay_exit={delay}:when=1..{failures}");
     let mut daemon = start_with_fault(&node, std::slice::from_ref(&file), &fault);
     let mut runtime = node.accept().await;
     runtime.synchronize(&[]).await;
